@@ -1,0 +1,109 @@
+"""The bundled document store of `make run`: a program of its own, started as a child process on a folder and stopped with us.
+
+It is SecantusDB (GPL-2.0), which speaks MongoDB's wire protocol on WiredTiger; it is never imported.
+"""
+
+import fcntl
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from core.settings import BadSetting
+
+log = logging.getLogger(__name__)
+CATALOGUE = {"A1": 1000, "B2": 500, "C3": 100, "D4": 10, "E5": 0}  # units of the goods that `make run` sells
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock. Raises BadSetting where another process has it; a lock dies with its process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadSetting(f"DATA_DIR: {folder} is in use by another orderproc; stop it or name another folder") from None
+        yield
+
+
+@contextmanager
+def store(folder: Path) -> Iterator[str]:
+    """A running store on the folder; gives its URL. Ends it afterwards, and before that one that a killed process left."""
+    program = Path(sys.executable).parent / "secantusd-py"
+    if not program.exists():
+        raise BadSetting("MONGODB_URL: embedded needs the packages of requirements-embedded.txt; or set it to memory")
+    _end_orphan(folder)
+    port = _free_port()
+    command = [program, "--host", "127.0.0.1", "--port", str(port), "--storage-path", folder.absolute(), "--sync-on-commit"]
+    with folder.with_suffix(".log").open("w") as output:
+        # A session of its own: Ctrl-C in the terminal is ours to pass on, after the last write.
+        child = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    folder.with_suffix(".pid").write_text(str(child.pid))
+    try:
+        _wait_for(port, child)
+        # With retryable writes it scans its retry records on each write; ours are all repeatable by themselves.
+        yield f"mongodb://127.0.0.1:{port}/orderproc?retryWrites=false&directConnection=true"
+    finally:
+        end(child)
+
+
+def end(child: "subprocess.Popen[bytes]") -> None:
+    """Stop the store and wait for its end; until then its folder is taken."""
+    child.terminate()
+    try:
+        child.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_for(port: int, child: "subprocess.Popen[bytes]") -> None:
+    for _ in range(1500):
+        if child.poll() is not None:
+            raise BadSetting(f"MONGODB_URL: the embedded store ended with {child.returncode}; its log is in DATA_DIR")
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise BadSetting("MONGODB_URL: the embedded store did not start within 30 s; its log is in DATA_DIR")
+
+
+def _end_orphan(folder: Path) -> None:
+    try:
+        pid = int(folder.with_suffix(".pid").read_text())
+    except (OSError, ValueError):
+        return
+    for number, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 5)):
+        deadline = time.monotonic() + seconds
+        if _is_ours(pid, folder):
+            log.warning("ending the store that a killed process left", extra={"pid": pid, "signal": number.name})
+            os.kill(pid, number)
+        while _is_ours(pid, folder) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def _is_ours(pid: int, folder: Path) -> bool:
+    command = _command(pid)
+    return "secantusd" in command and str(folder.absolute()) in command
+
+
+def _command(pid: int) -> str:
+    if not Path("/proc/self").exists():  # macOS
+        return subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True).stdout
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,33 @@
+"""Exact money: amounts are whole minor units (cents), and a float is only ever the way a number is written in JSON."""
+
+import json
+from decimal import Decimal
+from functools import cache
+
+from core.settings import ROOT
+
+LARGEST_TOTAL = 10**15 - 1  # minor units; 15 digits are what a JSON number carries exactly
+
+
+@cache
+def currencies() -> dict[str, int]:
+    """ISO 4217 code -> number of decimals."""
+    return json.loads((ROOT / "schemas/currencies.json").read_text())
+
+
+def to_minor(amount: Decimal | int, currency: str) -> int:
+    """19.99 USD -> 1999. Raises ValueError where the amount has more decimals than the currency."""
+    if not amount:
+        return 0
+    decimals = currencies()[currency]
+    _, digits, exponent = Decimal(amount).as_tuple()
+    zeros = len(digits) - len("".join(map(str, digits)).rstrip("0"))
+    if int(exponent) + zeros < -decimals:  # counted on the digits: decimal arithmetic would round after 28 of them
+        raise ValueError(f"must have at most {decimals} decimals in {currency}")
+    return int(Decimal(amount).scaleb(decimals))
+
+
+def from_minor(minor: int, currency: str) -> int | float:
+    """1999 USD -> 19.99; whole amounts come back whole. The division rounds correctly, so 15 digits print exactly."""
+    unit = 10 ** currencies()[currency]
+    return minor // unit if minor % unit == 0 else minor / unit

@@ -1,0 +1,19 @@
+"""Hold stock for new orders; give it back when an order fails or is cancelled."""
+
+from core.events import Event
+
+
+def order_created(event, services):
+    short = services.stock.take(event.order["items"])
+    if not short:
+        return Event("inventory_reserved")
+    reason = "unknown_sku" if "unknown_sku" in short.values() else "out_of_stock"
+    return Event("order_failed", reason=reason)
+
+
+def order_failed(event, services):
+    services.stock.give_back()
+
+
+def order_cancelled(event, services):
+    services.stock.give_back()

@@ -1,0 +1,133 @@
+"""The servers that tests run on: a MongoDB-wire server of our own, and the RabbitMQ that AMQP_URL names.
+
+Broker tests run where a broker answers. In CI, or where AMQP_URL is set, one that does not answer is a failure. The
+summary names the carriers and stores that ran.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pika
+import pytest
+
+from core.bus import queues_of
+from core.publisher import parameters
+
+DEFAULT_BROKER = "amqp://guest:guest@127.0.0.1:5672/%2F"
+STANDARD = ("inventory", "shipping", "email")
+used: set[str] = set()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(condition, seconds: float = 20.0, what: str = ""):
+    """Poll until the condition gives something true, and give that."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s: {what or condition}")
+
+
+class StoreServer:
+    """A SecantusDB process on a folder of its own, which tests may stop, freeze and start again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.start()
+
+    def start(self) -> None:
+        program = Path(sys.executable).parent / "secantusd-py"
+        command = [program, "--port", str(self.port), "--storage-path", self.folder / "data"]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(self._listens, 30, "the store listens")
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def url(self, database: str) -> str:
+        return f"mongodb://127.0.0.1:{self.port}/{database}?retryWrites=false&directConnection=true"
+
+
+@pytest.fixture(scope="session")
+def store_server(tmp_path_factory):
+    """One store for the whole session: use a database name of your own."""
+    used.add("store: SecantusDB")
+    server = StoreServer(tmp_path_factory.mktemp("store"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def own_store_server(tmp_path):
+    """A store to be stopped and frozen."""
+    server = StoreServer(tmp_path)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def broker_url() -> str:
+    """A broker nobody else uses at the moment: its `orders.*` queues are deleted by the tests."""
+    url = os.environ.get("AMQP_URL", DEFAULT_BROKER)
+    try:
+        connection = pika.BlockingConnection(parameters(url))
+    except (pika.exceptions.AMQPError, OSError) as error:
+        if os.environ.get("CI") or "AMQP_URL" in os.environ:
+            pytest.fail(f"no broker at AMQP_URL: {error!r}")
+        pytest.skip("no broker answers; set AMQP_URL to run the broker tests")
+    used.add("carrier: RabbitMQ " + connection._impl.server_properties["version"])
+    connection.close()
+    _refuse_a_broker_in_use(url)
+    return url
+
+
+def _refuse_a_broker_in_use(url: str) -> None:
+    for name in STANDARD:
+        connection = pika.BlockingConnection(parameters(url))
+        try:
+            found = connection.channel().queue_declare(f"orders.{name}", passive=True).method
+            if found.consumer_count:
+                pytest.fail(f"orders.{name} has a consumer: point AMQP_URL to a vhost for tests; these delete queues")
+        except pika.exceptions.ChannelClosedByBroker:
+            continue  # no such queue, as it should be
+        finally:
+            if connection.is_open:
+                connection.close()
+
+
+@pytest.fixture
+def rabbit(broker_url):
+    """The broker's URL, with no queues of ours before and after."""
+    delete_queues(broker_url)
+    yield broker_url
+    delete_queues(broker_url)
+
+
+def delete_queues(url: str, names=STANDARD, delays=("2", "15", "90", "0.1", "0.2", "0.3", "0.5", "1")) -> None:
+    connection = pika.BlockingConnection(parameters(url))
+    channel = connection.channel()
+    for name in names:
+        for queue in queues_of(name, delays):
+            channel.queue_delete(queue)
+    connection.close()
+
+
+def pytest_terminal_summary(terminalreporter):
+    used.add("carrier: in-process")
+    used.add("store: mongomock")
+    terminalreporter.write_line("ran on " + ", ".join(sorted(used)))
