@@ -43,7 +43,7 @@ Handlers = dict[str, dict[str, Callable[..., Any]]]  # handler -> event type -> 
 OUTCOMES = {"done": "already", "moved": "lost"}  # where a step stands when this attempt was not the one
 
 
-class BadHandler(Exception):
+class BadHandler(BadSetting):
     """A handler file that stops the start; the text names the file and the fix."""
 
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = settings.load(os.environ, needed)
         telemetry.set_up_logging(config.log_level, config.log_format)
         return COMMANDS[words.command](config, words) or 0
-    except (BadSetting, BadHandler, BadTopology, BusAway) as error:
+    except (BadSetting, BadTopology, BusAway) as error:
         print(error, file=sys.stderr)
         return 2
 
@@ -82,15 +82,16 @@ def _run(config: Settings, words: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     database, bus = connect(config.mongodb_url), Rabbit(config.amqp_url, config.retry_delays)
-    orders = Orders(database)
+    orders, handlers = Orders(database), discover(config.handlers_dir, config.handlers)
     serve_health(config, orders, bus)
-    consume(config, orders, Stock(database), bus, stop)
+    consume(config, handlers, orders, Stock(database), bus, stop)
     return 0
 
 
-def consume(config: Settings, orders: Orders, stock: Stock, bus: Bus, stop: threading.Event, **client: Any) -> None:
+def consume(
+    config: Settings, handlers: Handlers, orders: Orders, stock: Stock, bus: Bus, stop: threading.Event, **client: Any
+) -> None:
     """Run the handlers until `stop`. `client` is for the Lambda client (embedded mode calls no cloud)."""
-    handlers = discover(config.handlers_dir, config.handlers)
     names = [name for name in handlers if not config.handlers or name in config.handlers]
     for line in describe(handlers):
         log.info(line)

@@ -6,6 +6,7 @@
 Order is not promised, twice is possible. Errors of pika stop here, and only this file and `publisher.py` import it.
 """
 
+import functools
 import logging
 import random
 import re
@@ -13,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import pika
@@ -98,7 +98,7 @@ class Rabbit:
         self.publish = self._publisher.publish
         self.depths: dict[str, int] = {}
         self.consuming = False
-        self._rebuild = threading.Event()
+        self.rebuilding = threading.Event()
 
     @property
     def up(self) -> bool:
@@ -130,7 +130,7 @@ class Rabbit:
 
     def rebuild(self) -> None:
         """Connect and declare anew: something that should be there is not. What is in hand is delivered again."""
-        self._rebuild.set()
+        self.rebuilding.set()
 
     def close(self) -> None:
         """Publish what is in hand, within a few seconds, and hang up."""
@@ -138,7 +138,7 @@ class Rabbit:
 
 
 class _Session:
-    """One connection's worth of consuming."""
+    """One connection's worth of consuming, on one channel: a prefetch counts for each of its consumers by itself."""
 
     def __init__(
         self, bus: Rabbit, connection: pika.BlockingConnection, names: Sequence[str], prefetch: int,
@@ -146,54 +146,48 @@ class _Session:
     ) -> None:  # fmt: skip
         self._bus, self._connection, self._deliver = bus, connection, deliver
         self._queues = [queue for name in names for queue in (main_queue(name), dead_queue(name))]
-        self._lock, self._ended = threading.Lock(), list[tuple[_Handled, int]]()
-        self._stopping = self._cancelled = False
-        self._channels = [self._consume(name, prefetch) for name in names]
-        self._look = connection.channel()
-
-    def _consume(self, name: str, prefetch: int) -> "_Handled":
-        channel = self._connection.channel()
-        channel.basic_qos(prefetch_count=prefetch)  # never global: quorum queues refuse it
-        channel.add_on_cancel_callback(lambda _: setattr(self, "_cancelled", True))  # the queue was deleted
-        handled = _Handled(name, channel)
-        channel.basic_consume(main_queue(name), lambda *message: self._arrived(handled, *message))
-        return handled
+        self._lock = threading.Lock()
+        self._ended: list[tuple[int, bool]] = []  # (delivery tag, whether to ack), for the loop to deal with
+        self._in_hand: set[int] = set()
+        self._released: set[int] = set()
+        self._stopping, self._cancelled = False, threading.Event()
+        self._channel = connection.channel()
+        self._channel.basic_qos(prefetch_count=prefetch)  # never global: quorum queues refuse it
+        self._channel.add_on_cancel_callback(lambda _: self._cancelled.set())  # a queue was deleted
+        for name in names:
+            self._channel.basic_consume(main_queue(name), functools.partial(self._arrived, name))
 
     def run(self, stop: threading.Event) -> None:
-        self._bus.consuming, looked = True, 0.0
+        self._bus.consuming, look = True, 0.0
         while not stop.is_set():
-            self._connection.process_data_events(time_limit=0.5)  # type: ignore[arg-type]
+            self._turn(0.5)
             # pika tells nobody when the broker closes a channel or cancels a consumer: look every turn.
-            if (
-                self._cancelled
-                or self._bus._rebuild.is_set()
-                or not all(each.channel.is_open for each in self._channels)
-            ):
-                self._bus._rebuild.clear()
+            if self._cancelled.is_set() or self._bus.rebuilding.is_set() or not self._channel.is_open:
+                self._bus.rebuilding.clear()
                 raise _Lost("a channel was closed, a consumer cancelled, or a queue is gone")
-            if time.monotonic() - looked > LOOK_EVERY:
-                self._bus.depths, looked = {queue: self._length(queue) for queue in self._queues}, time.monotonic()
-        self._drain()
-
-    def _drain(self) -> None:
+            if time.monotonic() > look:
+                self._bus.depths, look = self._lengths(), time.monotonic() + LOOK_EVERY
         self._stopping, deadline = True, time.monotonic() + DRAIN
-        while any(each.in_hand for each in self._channels) and time.monotonic() < deadline:
-            self._connection.process_data_events(time_limit=0.1)  # type: ignore[arg-type]
+        while self._in_hand and time.monotonic() < deadline:
+            self._turn(0.1)
 
-    def _length(self, queue: str) -> int:
-        return self._look.queue_declare(queue, passive=True).method.message_count
+    def _turn(self, seconds: float) -> None:
+        self._connection.process_data_events(time_limit=seconds)  # type: ignore[arg-type]
 
-    def _arrived(self, handled: "_Handled", _: Any, method: Any, props: Any, body: bytes) -> None:
+    def _lengths(self) -> dict[str, int]:
+        return {queue: self._channel.queue_declare(queue, passive=True).method.message_count for queue in self._queues}
+
+    def _arrived(self, name: str, _: Any, method: Any, props: Any, body: bytes) -> None:
         if self._stopping:
             return  # not acked: another process gets it when this connection closes
-        tries = (props.headers or {}).get("tries", 0)
-        handled.in_hand.add(method.delivery_tag)
-        end = _Ending(self, handled, method.delivery_tag)
-        self._deliver(Delivery(handled.name, body, props.message_id or "", tries if type(tries) is int else 0, end))
+        tries, tag = (props.headers or {}).get("tries", 0), method.delivery_tag
+        self._in_hand.add(tag)
+        end = functools.partial(self._end, tag)
+        self._deliver(Delivery(name, body, props.message_id or "", tries if type(tries) is int else 0, end))
 
-    def end(self, handled: "_Handled", tag: int, acked: bool) -> None:
+    def _end(self, tag: int, acked: bool) -> None:
         with self._lock:
-            self._ended.append((handled, tag if acked else -tag))
+            self._ended.append((tag, acked))
             if len(self._ended) > 1:
                 return  # the callback that is on its way takes this one along
         try:
@@ -204,41 +198,15 @@ class _Session:
     def _flush(self) -> None:
         with self._lock:
             ended, self._ended = self._ended, []
-        for handled in self._channels:
-            handled.ack([tag for owner, tag in ended if owner is handled])
-
-
-@dataclass
-class _Handled:
-    """A handler's channel and the delivery tags in hand on it. Tags are never used on another channel."""
-
-    name: str
-    channel: BlockingChannel
-    in_hand: set[int] = field(default_factory=set)
-    released: set[int] = field(default_factory=set)
-
-    def ack(self, tags: list[int]) -> None:
-        if not tags or not self.channel.is_open:
-            return
-        ready = {tag for tag in tags if tag > 0}
-        self.released |= {-tag for tag in tags if tag < 0}
-        self.in_hand -= ready | self.released
-        # Each ack is a write to the socket: everything below the oldest message in hand goes in one.
-        oldest = min(self.in_hand | self.released, default=1 << 63)
-        if together := [tag for tag in ready if tag < oldest]:
-            self.channel.basic_ack(max(together), multiple=True)
-        for tag in ready.difference(together):
-            self.channel.basic_ack(tag)
-
-
-@dataclass
-class _Ending:
-    session: _Session
-    handled: _Handled
-    tag: int
-
-    def __call__(self, acked: bool) -> None:
-        self.session.end(self.handled, self.tag, acked)
+        ready = {tag for tag, acked in ended if acked}
+        self._released |= {tag for tag, acked in ended if not acked}
+        self._in_hand -= ready | self._released
+        # Each ack is a write to the socket: everything below the oldest message not acked goes in one.
+        oldest = min(self._in_hand | self._released, default=1 << 63)
+        if together := {tag for tag in ready if tag < oldest}:
+            self._channel.basic_ack(max(together), multiple=True)
+        for tag in ready - together:
+            self._channel.basic_ack(tag)
 
 
 # --- topology ----------------------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from core.settings import BadSetting
 from core.stock import Stock
-from core.store import Document, holdings
+from core.store import Document, StoreAway, holdings
 
 
 class TryAgain(Exception):
@@ -23,6 +24,7 @@ class StockMoves:
     def __init__(self, stock: Stock, order: Document, attempt: str, last_try: bool) -> None:
         self._stock, self._order, self._attempt, self._last_try = stock, order, attempt, last_try
         self._notes: list[tuple[str, dict[str, int]]] = []
+        self._unsure = 0  # notes of which nobody knows whether they are there
 
     def take(self, items: list[dict[str, Any]]) -> dict[str, str]:
         """Hold all lines or none; gives {sku: "unknown_sku" or "out_of_stock"} of what is short, empty when all is held."""
@@ -33,6 +35,7 @@ class StockMoves:
         short = self._stock.take(note, self._order["_id"], lines)
         if short:
             self._stock.revert(*self._notes.pop())
+        self._unsure -= 1
         if "in_doubt" in short.values() and not self._last_try:
             raise TryAgain("units that others hold provisionally may come back")
         return {sku: reason.replace("in_doubt", "out_of_stock") for sku, reason in short.items()}
@@ -40,16 +43,20 @@ class StockMoves:
     def give_back(self) -> None:
         """Return what the order's recorded steps hold; nothing if they hold nothing."""
         held = holdings(self._order)
-        if held:
+        if held and not any(move["quantity"] < 0 for move in self.moves()):  # asked twice, it gives once
             note = self._note({sku: -units for sku, units in held.items()})
             self._stock.give(note, self._order["_id"], held)
+            self._unsure -= 1
 
     def _note(self, moves: dict[str, int]) -> str:
+        self._unsure += 1
         self._notes.append((f"{self._attempt}.{len(self._notes)}", moves))
         return self._notes[-1][0]
 
     def moves(self) -> list[Document]:
-        """What the order is to record: units held, negative where given back."""
+        """What the order is to record: units held, negative where given back. Raises StoreAway where nobody knows."""
+        if self._unsure:  # a handler may have swallowed it
+            raise StoreAway("whether a stock move was made is not known")
         return [{"note": note, "sku": sku, "quantity": n} for note, lines in self._notes for sku, n in lines.items()]
 
     def settle(self) -> None:
@@ -69,12 +76,16 @@ class Functions:
     def __init__(self, names: Mapping[str, str], connections: int, **client: Any) -> None:
         import boto3  # here, because importing it takes longer than everything else together
         from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
 
         # One attempt: retrying is the queue's business, and boto3's own retries run a slow function three times.
         once = Config(
             retries={"total_max_attempts": 1}, connect_timeout=3, read_timeout=30, max_pool_connections=connections
         )
-        self._client, self._names = boto3.client("lambda", config=once, **client), names
+        try:
+            self._client, self._names = boto3.client("lambda", config=once, **client), names
+        except BotoCoreError as error:
+            raise BadSetting(f"AWS_*: {error}") from None
 
     def invoke(self, function: str, payload: dict[str, Any]) -> Any:
         """The function's parsed answer. Raises FunctionFailed, or what boto3 raises."""

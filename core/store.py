@@ -24,7 +24,10 @@ __all__ = ["Busy", "Conflict", "KeyReused", "Orders", "StoreAway", "connect", "s
 TIMELINE_KEPT = 100
 EPOCH = datetime(1970, 1, 1)
 FIRST_LOOK = timedelta(seconds=10)  # how long an open order is left alone before the sweep looks at it
-SHOWN = ("id", "status", "customerId", "currency", "email", "shippingAddress", "failureReason", "shipment")
+SHOWN = (  # in this order
+    "id", "status", "customerId", "email", "currency", "items", "total", "shippingAddress", "createdAt", "updatedAt",
+    "failureReason", "shipment", "parked", "timeline",
+)  # fmt: skip
 Document = dict[str, Any]
 
 
@@ -311,19 +314,16 @@ def owed(document: Document, takers: dict[str, list[str]]) -> list[tuple[str, Do
 
 def view(document: Document, timeline: bool = True) -> Document:
     """The order as the API shows it."""
-    currency = document["currency"]
-    shown = {name: document[name] for name in SHOWN if name in document}
-    shown |= {
-        "id": document["_id"],
-        "items": [i | {"price": from_minor(i["price"], currency)} for i in document["items"]],
-    }
-    shown |= {"total": from_minor(document["total"], currency)}
+    shown = {name: document[name] for name in SHOWN[:-1] if document.get(name)} | {"id": document["_id"]}
+    prices = [from_minor(item["price"], document["currency"]) for item in document["items"]]
+    shown["items"] = [item | {"price": price} for item, price in zip(document["items"], prices, strict=True)]
+    shown["total"] = from_minor(document["total"], document["currency"])
     shown |= {name: rfc3339(document[name]) for name in ("createdAt", "updatedAt")}
     if document["parked"]:
         shown["parked"] = sorted({step.split("/")[0] for step in document["parked"]})
     if timeline:
         shown["timeline"] = [_line(line) for line in document["timeline"]]
-    return shown
+    return {name: shown[name] for name in SHOWN if name in shown}
 
 
 def _line(line: Document) -> Document:

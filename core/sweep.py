@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 import uuid
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from core.bus import Bus, main_queue
 from core.events import now
@@ -52,12 +52,13 @@ class Sweep(threading.Thread):
         """Look at what is due; gives how many orders that were."""
         if not self._leased():
             return 0
-        if self._forgetful:
+        if self._forgetful:  # whatever was in hand died with the process before
             self._orders.wake_all()
+            self._end_notes(now())
             self._forgetful = False
         documents = self._orders.due(BATCH, now())
         self._orders.write([self._look_at(document) for document in documents])
-        self._end_notes()
+        self._end_notes(now() - OLD_NOTE)
         self._measure()
         return len(documents)
 
@@ -80,19 +81,17 @@ class Sweep(threading.Thread):
             due = moment + timedelta(seconds=10)
         return self._orders.look_again(document, due, sweeps)
 
-    def _resend(self, document: Document, debts: list[tuple[str, Document]]) -> int:
-        for handler, envelope in debts:
-            if envelope["id"] in document["outbox"]:
-                continue
-            if self._bus.depths.get(main_queue(handler), 0) > FULL_QUEUE:
-                return 0
-            SWEEP_RESENT.labels(handler).inc()
-            log.info("sent again", extra={"order": document["_id"], "event": envelope["id"], "handler": handler})
-            self._outbox.send(document, envelope, main_queue(handler))
-        return 1
+    def _resend(self, document: Document, debts: list[tuple[str, Document]]) -> bool:
+        room = [debt for debt in debts if self._bus.depths.get(main_queue(debt[0]), 0) <= FULL_QUEUE]
+        for handler, envelope in room:
+            if envelope["id"] not in document["outbox"]:
+                SWEEP_RESENT.labels(handler).inc()
+                log.info("sent again", extra={"order": document["_id"], "event": envelope["id"], "handler": handler})
+                self._outbox.send(document, envelope, main_queue(handler))
+        return bool(room or not debts)
 
-    def _end_notes(self) -> None:
-        for sku, note in self._stock.old_notes(now() - OLD_NOTE, BATCH):
+    def _end_notes(self, before: datetime) -> None:
+        for sku, note in self._stock.old_notes(before, BATCH):
             # Rule the attempt out by a write: its process may only be paused, and must not win when it wakes up.
             document = self._orders.void(note["order"], note["id"].split(".")[0])
             settled = document is not None and note["id"] in _recorded_notes(document)

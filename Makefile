@@ -1,0 +1,54 @@
+# One place to run it all; `make` alone prints this list.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export DATA_DIR ?= ./data
+export API_KEYS ?= demo:demo-key:admin
+export HOST ?= 127.0.0.1
+export AMQP_URL ?= embedded
+export MONGODB_URL ?= $(shell test -x $(BIN)/secantusd-py && echo embedded || echo memory)
+
+help:  ## print this list
+	@sed -n 's/^\([a-z-]*\):.*##/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+run: .venv  ## start it: API, handlers and store in one process; two processes where both URLs name servers
+	@$(MAKE) --no-print-directory start
+
+start:
+ifeq ($(filter embedded memory,$(MONGODB_URL) $(AMQP_URL)),)
+	@$(BIN)/python consumer.py & consumer=$$!; trap 'kill $$consumer; wait $$consumer' EXIT; $(BIN)/python orderproc.py
+else
+	@test "$(MONGODB_URL)" != memory || echo "MONGODB_URL=memory: orders vanish on exit"
+	@exec $(BIN)/python orderproc.py
+endif
+
+test: .venv/dev  ## run every test; those that need RabbitMQ run where AMQP_URL answers
+	@unset DATA_DIR API_KEYS HOST MONGODB_URL; $(if $(filter embedded,$(AMQP_URL)),unset AMQP_URL;) $(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/dev  ## check style and types
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+check: .venv  ## print which handler takes what
+	@$(BIN)/python consumer.py check
+
+.venv: .venv/ready  ## make the virtual environment
+
+.venv/ready: requirements.txt requirements-embedded.txt requirements-memory.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --only-binary :all: -r requirements-embedded.txt || \
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-memory.txt
+	@touch $@
+
+.venv/dev: .venv/ready requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+clean:  ## remove the virtual environment and caches; data stays
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+reset:  ## remove all data of `make run`, after asking
+	@printf 'Remove %s with all orders, mails and labels in it? [y/N] ' '$(DATA_DIR)'; read answer; test "$$answer" = y && rm -rf '$(DATA_DIR)'
+
+.PHONY: help run start test lint check .venv clean reset

@@ -1,0 +1,230 @@
+"""The local runtime, asked by the client that asks AWS: boto3."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from lambdas import local
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    for name in ("SMTP_URL", "TOKENS_TABLE", "AWS_LAMBDA_FUNCTION_NAME", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def server():
+    with local.serve("127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def client(server):
+    with_keys = connect(server.server_port)
+    yield with_keys
+    with_keys.close()  # else the server waits until the idle connections time out
+
+
+def connect(port):
+    once = Config(retries={"total_max_attempts": 1}, max_pool_connections=20, read_timeout=10)
+    keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "eu-west-1"}
+    return boto3.client("lambda", endpoint_url=f"http://127.0.0.1:{port}", config=once, **keys)
+
+
+def invoke(client, name, payload, **more):
+    body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+    answer = client.invoke(FunctionName=name, Payload=body, **more)
+    read = answer["Payload"].read()  # always: a connection goes back to the pool when its answer has been read
+    return {**answer, "Payload": json.loads(read) if read else None}
+
+
+def make(token):
+    return {"action": "make", "token": token, "items": []}
+
+
+def test_boto3_gets_the_answer_of_a_function(client, folder):
+    answer = invoke(client, "make_label", make("order-1"))
+    assert answer["StatusCode"] == 200 and "FunctionError" not in answer
+    assert answer["Payload"]["carrier"] == "ACME Parcel"
+    assert (folder / "labels/order-1.svg").exists()
+
+
+def test_a_mail_can_be_sent_through_it(client, folder):
+    order = {"id": "order-1", "currency": "EUR", "items": [], "total": 1}
+    payload = {"token": "t-1", "to": "a@example.com", "template": "order_cancelled", "order": order}
+    assert invoke(client, "send_email", payload)["Payload"]["messageId"] == "<t-1@orderproc>"
+    assert len(list((folder / "mail/new").iterdir())) == 1
+
+
+def test_a_function_that_raises_is_a_200_with_its_error_in_the_payload(client):
+    invoke(client, "make_label", {"action": "void", "token": "order-1"})
+    answer = invoke(client, "make_label", make("order-1"))
+    error = answer["Payload"]
+    assert (answer["StatusCode"], answer["FunctionError"]) == (200, "Unhandled")
+    assert (error["errorType"], error["errorMessage"]) == ("LabelVoided", "the label of order order-1 is void")
+    assert any("make_label.py" in line for line in error["stackTrace"])
+
+
+def test_an_answer_that_json_cannot_carry_is_an_error_of_the_function(client, monkeypatch):
+    monkeypatch.setitem(local.FUNCTIONS, "make_label", lambda event, context: {1, 2})
+    answer = invoke(client, "make_label", {})
+    assert answer["FunctionError"] == "Unhandled" and answer["Payload"]["errorType"] == "TypeError"
+
+
+def test_an_unknown_function_is_the_exception_boto3_knows(client):
+    with pytest.raises(client.exceptions.ResourceNotFoundException, match="Function not found: .*make_coffee"):
+        invoke(client, "make_coffee", {})
+
+
+def test_a_payload_that_is_not_json_is_the_exception_boto3_knows(client):
+    with pytest.raises(client.exceptions.InvalidRequestContentException, match="Could not parse"):
+        invoke(client, "make_label", b"{")
+    with pytest.raises(ClientError):
+        invoke(client, "make_label", b"\xff")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["make_label:$LATEST", "make_label:prod", "arn:aws:lambda:eu-west-1:123456789012:function:make_label"]
+    + ["arn:aws:lambda:eu-west-1:123456789012:function:make_label:3", "123456789012:function:make_label"],
+)
+def test_a_function_is_also_known_by_arn_and_qualifier(client, name):
+    assert "trackingNumber" in invoke(client, name, make("order-1"))["Payload"]
+
+
+def test_a_qualifier_beside_the_name_is_accepted(client):
+    assert "FunctionError" not in invoke(client, "make_label", make("order-1"), Qualifier="prod")
+
+
+def test_an_event_is_accepted_at_once_and_run_in_the_background(client, monkeypatch):
+    go, done = threading.Event(), threading.Event()
+    monkeypatch.setitem(local.FUNCTIONS, "make_label", lambda event, context: go.wait(10) and done.set())
+    assert invoke(client, "make_label", {}, InvocationType="Event")["StatusCode"] == 202
+    assert not done.is_set()
+    go.set()
+    assert done.wait(10)
+
+
+def test_a_dry_run_runs_nothing(client, folder):
+    assert invoke(client, "make_label", make("order-1"), InvocationType="DryRun")["StatusCode"] == 204
+    assert "FunctionError" not in invoke(client, "make_label", make("order-2"))  # the connection is still in step
+    assert [file.name for file in (folder / "labels").iterdir()] == ["order-2.svg"]
+
+
+def test_twenty_invocations_at_once_are_answered_each_with_its_own(client):
+    with ThreadPoolExecutor(20) as pool:
+        tokens = [f"order-{number}" for number in range(20)] * 3
+        numbers = pool.map(lambda token: invoke(client, "make_label", make(token))["Payload"], tokens)
+        found = {token: answer["trackingNumber"] for token, answer in zip(tokens, numbers, strict=True)}
+    assert len(set(found.values())) == 20
+
+
+def test_twenty_slow_functions_run_side_by_side(client, monkeypatch):
+    together = threading.Barrier(20)
+    monkeypatch.setitem(local.FUNCTIONS, "make_label", lambda event, context: together.wait(10) is None)
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: invoke(client, "make_label", {}), range(20)))
+    assert not any("FunctionError" in answer for answer in answers)
+
+
+def test_a_function_gets_a_context_like_that_of_lambda(client, monkeypatch):
+    def show(event, context):
+        return [context.function_name, context.aws_request_id, context.get_remaining_time_in_millis()]
+
+    monkeypatch.setitem(local.FUNCTIONS, "make_label", show)
+    first, second = (invoke(client, "make_label", {})["Payload"] for _ in range(2))
+    assert first[0] == "make_label" and first[1] != second[1] and first[2] > 0
+
+
+def test_one_connection_serves_many_requests_without_waiting(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
+    started = time.monotonic()
+    for _ in range(50):
+        connection.request("POST", "/2015-03-31/functions/make_label/invocations", b"{}")
+        answer = connection.getresponse()
+        assert (answer.status, b"KeyError" in answer.read(), answer.version) == (200, True, 11)
+        port = connection.sock.getsockname()[1]
+    assert connection.sock.getsockname()[1] == port
+    assert time.monotonic() - started < 1  # a delayed write would cost 40 ms each
+    connection.close()
+
+
+def test_it_says_that_it_is_well(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
+    connection.request("GET", "/healthz")
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
+def test_other_paths_are_not_found(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
+    for method, path in [("GET", "/"), ("POST", "/"), ("POST", "/2015-03-31/functions/make_label/invocations/x")]:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == 404
+    connection.close()
+
+
+def test_port_0_is_any_free_port():
+    with local.serve("127.0.0.1", 0) as one, local.serve("127.0.0.1", 0) as two:
+        assert 0 != one.server_port != two.server_port
+
+
+def test_importing_it_loads_no_boto3_and_starts_nothing():
+    code = "import sys, threading, lambdas.local; print('boto3' in sys.modules, threading.active_count())"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["False", "1"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_what_is_in_hand_and_exits_0(folder, number):
+    with socket.create_server(("127.0.0.1", 0)) as mail_server:
+        url = f"smtp://127.0.0.1:{mail_server.getsockname()[1]}"
+        command = [sys.executable, "-m", "lambdas.local", "--port", "0"]
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "SMTP_URL": url},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        port = int(re.search(r":(\d+)$", process.stdout.readline().strip())[1])
+        client = connect(port)
+        order = {"id": "order-1", "currency": "EUR", "items": [], "total": 1}
+        mail = {"token": "t-1", "to": "a@example.com", "template": "order_cancelled", "order": order}
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(lambda: invoke(client, "send_email", mail)["Payload"])
+            talk, _ = mail_server.accept()  # the function is running now and waits for our greeting
+            process.send_signal(number)
+            time.sleep(0.2)
+            assert process.poll() is None
+            talk.sendall(b"554 no\r\n")
+            assert answer.result(10)["errorType"] == "SMTPConnectError"
+            talk.close()
+        client.close()
+        assert process.wait(10) == 0 and process.stderr.read() == ""
+        process.stdout.close()
+        process.stderr.close()
