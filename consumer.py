@@ -39,6 +39,7 @@ from core.store import Orders, StoreAway, connect, standing, step_name
 from core.sweep import Sweep
 
 log = logging.getLogger("consumer")
+GRACE = 9.0  # seconds from SIGTERM to the end, whatever hangs: what is cut off then comes again, as after a kill -9
 Handlers = dict[str, dict[str, Callable[..., Any]]]  # handler -> event type -> function
 OUTCOMES = {"done": "already", "moved": "lost"}  # where a step stands when this attempt was not the one
 
@@ -80,12 +81,19 @@ def _run(config: Settings, words: argparse.Namespace) -> int:
         )
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: _end(stop))
     database, bus = connect(config.mongodb_url), Rabbit(config.amqp_url, config.retry_delays)
     orders, handlers = Orders(database), discover(config.handlers_dir, config.handlers)
     serve_health(config, orders, bus)
     consume(config, handlers, orders, Stock(database), bus, stop)
     return 0
+
+
+def _end(stop: threading.Event) -> None:
+    stop.set()
+    last = threading.Timer(GRACE, os._exit, [0])
+    last.daemon = True
+    last.start()
 
 
 def consume(
@@ -125,7 +133,7 @@ def discover(folder: Path, wanted: Sequence[str] = ()) -> Handlers:
     return handlers
 
 
-def _functions(path: Path) -> dict[str, Callable[..., Any]]:
+def _functions(path: Path) -> dict[str, Any]:
     if not path.stem.isidentifier():
         raise BadHandler(f"{path}: the name must be letters, digits and underscores; it names queues")
     module = _import(path)
@@ -331,11 +339,9 @@ def _admin(config: Settings, handler: str) -> Admin:
 
 def _dead(config: Settings, words: argparse.Namespace) -> None:
     for handler in [words.handler] if words.handler else discover(config.handlers_dir):
-        for body, headers in _admin(config, handler).dead():
+        for body, said in _admin(config, handler).dead():
             order, event = _named(body)
-            print(
-                f"{handler}  {order}  {event}  {headers.get('error')}  tries={headers.get('tries')}  {headers.get('time')}"
-            )
+            print(f"{handler}  {order}  {event}  {said.get('error')}  tries={said.get('tries')}  {said.get('time')}")
 
 
 def _named(body: bytes) -> tuple[str, str]:

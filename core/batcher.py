@@ -12,7 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from pymongo import InsertOne, UpdateOne
-from pymongo.errors import BulkWriteError, ConnectionFailure, DuplicateKeyError, ExecutionTimeout, WTimeoutError
+from pymongo.errors import (
+    BulkWriteError,
+    ConnectionFailure,
+    DuplicateKeyError,
+    ExecutionTimeout,
+    PyMongoError,
+    WTimeoutError,
+)
 
 from core.telemetry import BATCH_SIZE
 
@@ -37,7 +44,8 @@ class Duplicate(Exception):
 class Write(NamedTuple):
     """An update of the one document that `filter` matches, or, without a filter, the insert of `change`.
 
-    It must be safe to repeat: a bulk whose outcome is unknown is sent again.
+    It must be safe to repeat, also much later (a slow server runs the lost copy too): a bulk whose outcome is unknown
+    is sent again. What is not, is asked for with `once`.
     """
 
     filter: dict[str, Any] | None
@@ -46,12 +54,15 @@ class Write(NamedTuple):
 
 
 class _Item:
-    def __init__(self, writes: Sequence[Write], read: Sequence[str], seconds: float) -> None:
-        self.writes, self.read = writes, read
+    def __init__(self, writes: Sequence[Write], read: Sequence[str], seconds: float, once: bool = False) -> None:
+        self.writes, self.read, self.once = writes, read, once
         self.deadline = time.monotonic() + seconds
         self.answered = threading.Event()
         self.error: Exception | None = None
         self.documents: dict[str, dict[str, Any]] = {}
+
+    def is_waiting(self) -> bool:
+        return not self.answered.is_set() and self.deadline > time.monotonic()
 
     def answer(self, error: Exception | None = None) -> None:
         self.error = error
@@ -71,13 +82,16 @@ class Batcher:
         self._thread = threading.Thread(target=self._run, name=f"batch-{collection.name}", daemon=True)
         self._thread.start()
 
-    def do(self, writes: Sequence[Write] = (), read: Sequence[str] = (), seconds: float = 2.5) -> dict[str, Any]:
+    def do(
+        self, writes: Sequence[Write] = (), read: Sequence[str] = (), seconds: float = 2.5, once: bool = False
+    ) -> dict[str, Any]:
         """Write, then read back by id: {id: document}, as of a moment after the writes were acknowledged.
 
-        Raises StoreAway after `seconds`, or at once while the store is known to be away and somebody is trying already;
-        Busy; Duplicate; or what the driver says about these writes alone.
+        Raises StoreAway after `seconds`, or at once while the store is known to be away and somebody is trying already,
+        or at the first unknown outcome of what is to be done `once`; Busy; Duplicate; or what the driver says about
+        these writes alone.
         """
-        item = self._put(_Item(writes, read, seconds))
+        item = self._put(_Item(writes, read, seconds, once))
         if not item.answered.wait(seconds):
             raise StoreAway(f"no answer within {seconds} s")
         if item.error:
@@ -116,14 +130,15 @@ class Batcher:
     def _gather(self) -> list[_Item]:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting)
-            self._trying, batch, size = True, [], 0
+            batch: list[_Item] = []
+            self._trying, size = True, 0
             while self._waiting and (not batch or size + len(self._waiting[0].writes) <= self._most):
                 batch.append(self._waiting.popleft())
                 size += max(1, len(batch[-1].writes))
             return batch
 
     def _flush(self, batch: list[_Item]) -> None:
-        while batch := [item for item in batch if item.deadline > time.monotonic()]:  # who gave up is not written for
+        while batch := [item for item in batch if item.is_waiting()]:  # who gave up is not written for
             try:
                 self._attempt(batch)
                 return
@@ -143,18 +158,26 @@ class Batcher:
         BATCH_SIZE.labels(self._collection.name).observe(len(batch))
         owners = [item for item in batch for _ in item.writes]
         errors = apply(self._collection, [write for item in batch for write in item.writes]) if owners else {}
-        wanted = {key for item in batch for key in item.read}
-        found = {d["_id"]: d for d in self._collection.find({"_id": {"$in": sorted(wanted)}})} if wanted else {}
+        found = self._read({key for item in batch for key in item.read})
         self.away = False
         failed = {id(owners[index]): error for index, error in errors.items()}
         for item in batch:
             item.documents = {key: found[key] for key in item.read if key in found}
             item.answer(failed.get(id(item)))
 
+    def _read(self, wanted: set[str]) -> dict[str, dict[str, Any]]:
+        try:
+            return {d["_id"]: d for d in self._collection.find({"_id": {"$in": sorted(wanted)}})} if wanted else {}
+        except PyMongoError as error:  # whatever it says, it says nothing about the writes, which may be there
+            raise ConnectionFailure(f"reading back: {error!r:.300}") from error
+
     def _note_away(self, batch: list[_Item], error: Exception) -> None:
         if not self.away:
             log.warning("the store does not answer; repeating", extra={"items": len(batch), "error": repr(error)[:300]})
         self.away = True
+        for item in batch:
+            if item.once:
+                item.answer(StoreAway(f"nobody knows whether it was done: {error!r:.300}"))
         time.sleep(PAUSE)
 
 

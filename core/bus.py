@@ -2,7 +2,7 @@
 
 `publish` never blocks: it calls `done(outcome)` once, from a thread of the bus, with `confirmed` (it is on disk),
 `returned` (no queue takes it), or `nacked`, `refused`, `dropped` (not sent, or nobody knows). `consume` calls
-`deliver(delivery)` on its own thread, which must hand it on and return; what is not acked comes again, with the same id.
+`deliver(delivery)` on its own thread, which must hand it on and return; what is not acked comes again with the same id.
 Order is not promised, twice is possible. Errors of pika stop here, and only this file and `publisher.py` import it.
 """
 
@@ -58,7 +58,10 @@ class Delivery:
 class Bus(Protocol):
     """What API and consumer need of a carrier."""
 
-    up: bool  # publishing works, as far as is known
+    @property
+    def up(self) -> bool:
+        """Publishing works, as far as is known."""
+
     consuming: bool  # the topology is there and every handler's consumer is attached
     depths: dict[str, int]  # queue -> messages, a few seconds old
 
@@ -80,7 +83,7 @@ def main_queue(handler: str) -> str:
 
 
 def retry_queue(handler: str, delay: str) -> str:
-    """Where a failed event waits `delay` seconds. One queue per delay: in a shared one the longest wait holds up all."""
+    """Where a failed event waits `delay` seconds. One queue per delay: in a shared one the longest holds all up."""
     return f"orders.{handler}.retry.{delay}"
 
 
@@ -172,7 +175,7 @@ class _Session:
             self._turn(0.1)
 
     def _turn(self, seconds: float) -> None:
-        self._connection.process_data_events(time_limit=seconds)  # type: ignore[arg-type]
+        self._connection.process_data_events(time_limit=seconds)
 
     def _lengths(self) -> dict[str, int]:
         return {queue: self._channel.queue_declare(queue, passive=True).method.message_count for queue in self._queues}

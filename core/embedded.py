@@ -1,4 +1,4 @@
-"""The bundled document store of `make run`: a program of its own, started as a child process on a folder and stopped with us.
+"""The bundled document store of `make run`: a program of its own, started on a folder and stopped with us.
 
 It is SecantusDB (GPL-2.0), which speaks MongoDB's wire protocol on WiredTiger; it is never imported.
 """
@@ -29,19 +29,19 @@ def only_one(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BadSetting(f"DATA_DIR: {folder} is in use by another orderproc; stop it or name another folder") from None
+            raise BadSetting(f"DATA_DIR: {folder} is in use by another orderproc; stop it or take another") from None
         yield
 
 
 @contextmanager
 def store(folder: Path) -> Iterator[str]:
-    """A running store on the folder; gives its URL. Ends it afterwards, and before that one that a killed process left."""
+    """A running store on the folder; gives its URL. One that a killed process left there is ended first."""
     program = Path(sys.executable).parent / "secantusd-py"
     if not program.exists():
         raise BadSetting("MONGODB_URL: embedded needs the packages of requirements-embedded.txt; or set it to memory")
     _end_orphan(folder)
     port = _free_port()
-    command = [program, "--host", "127.0.0.1", "--port", str(port), "--storage-path", folder.absolute(), "--sync-on-commit"]
+    command = [str(program), "--port", str(port), "--storage-path", str(folder.absolute()), "--sync-on-commit"]
     with folder.with_suffix(".log").open("w") as output:
         # A session of its own: Ctrl-C in the terminal is ours to pass on, after the last write.
         child = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)

@@ -3,7 +3,6 @@
 An event travels as a CloudEvents 1.0 envelope (https://github.com/cloudevents/spec). Knows no database, broker or HTTP.
 """
 
-import itertools
 import json
 import os
 import re
@@ -39,7 +38,7 @@ class Invalid(Exception):
 
 
 class Event:
-    """One thing that happened to one order. A handler makes one from its type and data; recording it fills in the rest."""
+    """One thing that happened to one order. A handler gives type and data; recording it fills in the rest."""
 
     def __init__(self, type: str, /, **data: Any) -> None:
         self.type, self.data = type, data
@@ -71,7 +70,7 @@ def created_by_api(type: str, order_id: str, traceparent: str, event_id: str | N
 
 
 def follow_up(parent: Event, handler: str, position: int, answer: Event, status: str) -> Event:
-    """A handler's answer as an event of the parent's order. The id is derived from the parent's, so a repeat is recognised."""
+    """A handler's answer as an event of its order; the id comes from the parent's, so a repeat is recognised."""
     event_id = str(uuid.uuid5(uuid.UUID(parent.id), f"{handler}/{answer.type}/{position}"))
     return _filled(answer, event_id, f"/orderproc/handlers/{handler}", parent.subject, status, parent.traceparent)
 
@@ -161,9 +160,11 @@ def event_schemas() -> dict[str, jsonschema.Draft202012Validator]:
 def find_faults(validator: jsonschema.Draft202012Validator, value: Any) -> list[tuple[str, str]]:
     """What is wrong, as (JSON Pointer, what would be right); one per field, at most 20, empty where all is well."""
     found: dict[str, str] = {}
-    for error in itertools.islice(validator.iter_errors(value), MOST_FAULTS):
+    for error in validator.iter_errors(value):  # found one by one, so this stops early on a hopeless value
         for pointer, message in _explain(error):
             found.setdefault(pointer, message)
+        if len(found) >= MOST_FAULTS:
+            break
     return list(found.items())[:MOST_FAULTS]
 
 

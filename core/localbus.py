@@ -1,6 +1,6 @@
 """The bus inside one process: the embedded default, and what unit tests run on.
 
-The same two verbs and promises as `bus.py`, but for what a broker's disk gives: an event is confirmed when it is queued,
+The same verbs and promises as `bus.py`, but for what a broker's disk gives: an event is confirmed when it is queued,
 and a `kill -9` forgets it. The orders still owe it, so the sweep sends it again at the next start.
 """
 

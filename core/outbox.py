@@ -1,4 +1,4 @@
-"""From the outbox to the bus: events are published after their order is stored, and cleared after they are confirmed."""
+"""From the outbox to the bus: events are published once their order is stored, and cleared once they are confirmed."""
 
 import logging
 from collections.abc import Collection

@@ -37,8 +37,8 @@ class Message:
     mandatory: bool = True  # comes back where no queue takes it
 
     @property
-    def key(self) -> tuple[str, str]:
-        return self.queue, self.id
+    def key(self) -> tuple[str, str, bytes]:
+        return self.queue, self.id, self.body  # what strangers send may all have one id, or none
 
 
 @dataclass
@@ -73,9 +73,9 @@ class Publisher:
         self._url = url
         self._lock = threading.Lock()
         self._waiting: deque[_Entry] = deque()
-        self._in_hand: dict[tuple[str, str], _Entry] = {}  # waiting or on its way
+        self._in_hand: dict[tuple[str, str, bytes], _Entry] = {}  # waiting or on its way
         self._on_the_way: dict[int, _Entry] = {}  # by delivery tag, oldest first
-        self._returned: set[tuple[str, str]] = set()
+        self._returned: set[tuple[str, str, bytes]] = set()
         self._connection: Any = None
         self._channel: Any = None
         self._tag, self._asked, self._stopping, self.up = 0, False, False, False
@@ -210,7 +210,9 @@ class Publisher:
         return True
 
     def _came_back(self, _: Any, method: Any, props: Any, body: bytes) -> None:
-        self._returned.add(("" if method.exchange else method.routing_key, props.message_id))  # its ack comes next
+        self._returned.add(
+            ("" if method.exchange else method.routing_key, props.message_id, body)
+        )  # its ack comes next
 
     def _confirmed(self, frame: Any) -> None:
         outcome = "confirmed" if isinstance(frame.method, Basic.Ack) else "nacked"

@@ -27,7 +27,7 @@ class StockMoves:
         self._unsure = 0  # notes of which nobody knows whether they are there
 
     def take(self, items: list[dict[str, Any]]) -> dict[str, str]:
-        """Hold all lines or none; gives {sku: "unknown_sku" or "out_of_stock"} of what is short, empty when all is held."""
+        """Hold all lines or none; gives {sku: "unknown_sku" or "out_of_stock"} of what is short; empty: held."""
         lines: dict[str, int] = {}
         for item in items:
             lines[item["sku"]] = lines.get(item["sku"], 0) + int(item["quantity"])

@@ -1,8 +1,8 @@
 """MongoDB: stock, and the notes on it.
 
-A stock move is provisional until the order records the attempt that made it. Meanwhile the stock document carries a note
-under the attempt's id that says what settling adds to `available` (take 0, give-back +n) and what reverting adds (take
-+n, give-back 0). So a unit is never promised twice, whatever dies between the two writes; the sweep ends what is left.
+A stock move is provisional until the order records the attempt that made it. Meanwhile the stock document carries a
+note under the attempt's id that says what settling adds to `available` (take 0, give-back +n) and what reverting adds
+(take +n, give-back 0). So no unit is promised twice, whatever dies between two writes; the sweep ends what is left.
 """
 
 from datetime import datetime
@@ -50,7 +50,8 @@ class Stock:
             write = Write({"_id": sku}, {"$setOnInsert": {"available": available}}, upsert=True)
             self._batch.do([write], seconds=10)
 
-    # --- provisional moves
+    # --- provisional moves: sent once. Were one repeated and settled, a lost copy could still arrive and make its note
+    # anew; the note of an attempt that gave up is reverted by the sweep, whenever it appears.
 
     def take(self, note: str, order_id: str, lines: dict[str, int]) -> dict[str, str]:
         """Remove units where there are enough, each SKU for itself; gives {sku: why} for the others.
@@ -58,16 +59,16 @@ class Stock:
         why: `unknown_sku`, `out_of_stock`, or `in_doubt` where units that others hold provisionally may come back.
         """
         writes = [_take(sku, units, note, order_id) for sku, units in lines.items()]
-        found = self._batch.do(writes, list(lines), seconds=10)
+        found = self._batch.do(writes, list(lines), seconds=10, once=True)
         reasons = {sku: _short(found.get(sku), note, units) for sku, units in lines.items()}
         return {sku: reason for sku, reason in reasons.items() if reason}
 
     def give(self, note: str, order_id: str, lines: dict[str, int]) -> None:
         """Note units that come back when the note is settled."""
-        self._batch.do([_give(sku, units, note, order_id) for sku, units in lines.items()], seconds=10)
+        self._batch.do([_give(sku, units, note, order_id) for sku, units in lines.items()], seconds=10, once=True)
 
     def settle(self, note: str, moves: dict[str, int]) -> None:
-        """Make moves ({sku: units}, given back where negative) final, when there is time; the sweep repairs a lost one."""
+        """Make moves ({sku: units}, negative: given back) final, when there is time; the sweep repairs a lost one."""
         self._batch.offer(*[_end(sku, note, max(0, -units)) for sku, units in moves.items()])
 
     def revert(self, note: str, moves: dict[str, int]) -> None:

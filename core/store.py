@@ -140,7 +140,7 @@ class Orders:
     def record(
         self, event: Event, step: str, attempt: str, answers: Sequence[Event], moves: list[Document]
     ) -> Document:
-        """The deciding write: this attempt did the step, unless another did, the status moved on or the attempt is void.
+        """The deciding write: this attempt did the step, unless another did, the status moved on or it is void.
 
         Gives the order as it is afterwards; `standing` tells from it whether this attempt was the one.
         """

@@ -1,6 +1,7 @@
-"""The sweep: finds what no message will ever move again, and moves it. The order is the truth, the broker a wake-up call.
+"""The sweep: finds what no message will ever move again, and moves it.
 
-One process at a time sweeps, by a lease; a second one would cost work, not correctness.
+The order is the truth, the broker a wake-up call. One process at a time sweeps, by a lease; a second would cost work,
+not correctness.
 """
 
 import logging
@@ -107,7 +108,7 @@ class Sweep(threading.Thread):
 
 
 def patience(sweeps: int) -> timedelta:
-    """How long an order goes untouched before what it owes is sent for the n-th time: 60 s, doubling to every 30 min."""
+    """How long an order goes untouched before what it owes is sent again: 60 s, doubling to every 30 min."""
     return timedelta(seconds=60 * 2**sweeps if sweeps <= 5 else 1920 + 1800 * (sweeps - 5))
 
 

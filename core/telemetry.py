@@ -25,14 +25,14 @@ BATCH_SIZE = Histogram("orderproc_batch_size", "Items in one bulk", ["what"], bu
 STORE_COMMANDS = Counter("orderproc_store_commands_total", "Commands sent to the store", ["command"])
 SWEEP_RESENT = Counter("orderproc_sweep_resent_total", "Events the sweep sent again", ["handler"])
 
-_context: ContextVar[dict[str, Any]] = ContextVar("log_context", default={})
+_context: ContextVar[dict[str, Any]] = ContextVar("log_context")
 _ORDINARY = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "about"}
 
 
 @contextmanager
 def about(**fields: Any) -> Iterator[None]:
     """Put fields (order, event, handler, attempt, trace) on every log line this thread writes inside the block."""
-    token = _context.set({**_context.get(), **fields})
+    token = _context.set({**_context.get({}), **fields})
     try:
         yield
     finally:
@@ -48,7 +48,7 @@ class Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         extra = {name: value for name, value in vars(record).items() if name not in _ORDINARY}
-        fields = {**_context.get(), **extra}
+        fields = {**_context.get({}), **extra}
         if record.exc_info:
             fields["stack"] = self.formatException(record.exc_info)
         if self.as_json:

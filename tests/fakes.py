@@ -1,9 +1,7 @@
-"""What a handler's test needs: `services()` has stock in a dict, records `invoke` calls, and has a log.
+"""What a handler's test needs: an event, and services with stock in a dict, recorded `invoke` calls and a log.
 
-    from tests.fakes import event, services
-
-    def test_points_are_awarded():
-        order_confirmed(event("order_confirmed"), services())
+def test_points_are_awarded():
+    order_confirmed(event("order_confirmed"), services())
 """
 
 import logging

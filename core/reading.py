@@ -1,0 +1,147 @@
+"""What clients send, read strictly: JSON, orders with their prices, query strings, keys. Knows no HTTP and no store."""
+
+import hashlib
+import json
+import re
+from decimal import Decimal
+from typing import Any
+from urllib.parse import parse_qsl
+
+from core import events, money
+
+DEEPEST = 32  # levels of objects and arrays
+CHECK = 16  # characters
+SKU = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+ORDER_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+class Malformed(Exception):
+    """It cannot be read at all; the text says what would be right."""
+
+
+class Faulty(Exception):
+    """It can be read and breaks rules; `faults` has them all, as (JSON Pointer, what would be right)."""
+
+    def __init__(self, *faults: tuple[str, str]) -> None:
+        self.faults = faults[: events.MOST_FAULTS]
+        super().__init__(f"{len(self.faults)} fault{'s' * (len(self.faults) > 1)}")
+
+
+def parse_json(body: bytes) -> Any:
+    """JSON as RFC 8259 means it. Python by itself takes NaN, UTF-16, a key twice and any depth. Raises Malformed."""
+    hooks: dict[str, Any] = {"parse_int": _number, "parse_float": _number, "parse_constant": int}  # int("NaN") raises
+    try:
+        value = json.loads(body.decode(), object_pairs_hook=_object, **hooks)
+        _check_depth(value, DEEPEST)
+        return value
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        raise Malformed(f"it must be JSON in UTF-8, at most {DEEPEST} levels deep: {error!s:.200}") from None
+
+
+def _number(text: str) -> int | Decimal:
+    number = Decimal(text)  # exact, and an int where it is whole: 1.0 is 1; but 1e999999999 as an int takes a gigabyte
+    return int(number) if number.adjusted() < 32 and number == number.to_integral_value() else number
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key comes twice")
+    return dict(pairs)
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if isinstance(value, dict | list):
+        if not left:
+            raise ValueError("nested too deep")
+        for child in value.values() if isinstance(value, dict) else value:
+            _check_depth(child, left - 1)
+
+
+def read_order(body: Any) -> dict[str, Any]:
+    """The order in a body, in minor units. Raises Faulty with all that the schema and the money rules are against."""
+    faults = dict(events.find_faults(events.schema("order"), body))
+    order: dict[str, Any] = {"currency": "USD"} | (body if isinstance(body, dict) else {})
+    if str(order["currency"]) not in money.currencies():
+        faults.setdefault("/currency", "must be an ISO 4217 code, such as EUR")
+    elif isinstance(order.get("items"), list):
+        faults |= _price_faults(order["items"], order["currency"])
+    if faults:
+        raise Faulty(*faults.items())
+    items = [line | {"price": money.to_minor(line["price"], order["currency"])} for line in order["items"]]
+    total = sum(line["quantity"] * line["price"] for line in items)
+    if total > money.LARGEST_TOTAL:
+        raise Faulty(("/items", "must cost at most 15 digits in minor units together"))
+    return order | {"items": items, "total": total}
+
+
+def _price_faults(lines: list[Any], currency: str) -> dict[str, str]:
+    found = {}
+    for n, line in enumerate(lines):
+        match line:
+            case {"price": int() | Decimal() as price} if 0 <= price <= 10**9:  # what else there is the schema refuses
+                try:
+                    money.to_minor(price, currency)
+                except ValueError as error:
+                    found[f"/items/{n}/price"] = str(error)
+    return found
+
+
+def fingerprint(body: Any) -> str:
+    """The same for bodies that say the same: blanks, the order of keys, 1 or 1.00 make no difference."""
+    return sha256(json.dumps(body, sort_keys=True, default=float))
+
+
+def read_available(sku: str, body: Any) -> int:
+    """The units in the body of PUT /stock/<sku>. Raises Faulty."""
+    faults = events.find_faults(events.schema("stock"), body)
+    if not SKU.fullmatch(sku):
+        faults.append(("/sku", "in the path: must be 1 to 64 of A-Z a-z 0-9 . _ - and begin with a letter or digit"))
+    if faults:
+        raise Faulty(*faults)
+    return body["available"]
+
+
+def read_query(text: str, known: tuple[str, ...]) -> dict[str, str]:
+    """The parameters of a query string. Raises Malformed on an unknown or repeated one and on a bad value."""
+    try:
+        pairs = parse_qsl(text.encode("ascii").decode(), True, strict_parsing=True, errors="strict") if text else []
+    except ValueError:
+        raise Malformed("the query must be name=value&name=value in UTF-8") from None
+    query = dict(pairs)
+    if not query.keys() <= set(known) or len(query) < len(pairs):
+        raise Malformed(f"query parameters here, each at most once: {', '.join(known) or 'none'}")
+    for name, value in query.items():
+        if not re.fullmatch(PARAMETERS[name], value):
+            raise Malformed(f"{name} must match {PARAMETERS[name]}")
+    return query
+
+
+PARAMETERS = {
+    "status": "|".join(events.STATUS.values()), "customerId": r"[^\x00-\x1f]{1,64}", "limit": "[1-9][0-9]?|100",
+    "cursor": "[ -~]{17,99}",
+}  # fmt: skip
+
+
+def cursor(name: str, where: dict[str, str], last: str) -> str:
+    """Where the next page of a list begins, with a check (no secret) that tells it from a cursor of another list."""
+    return sha256(json.dumps([name, where, last], sort_keys=True))[:CHECK] + last
+
+
+def open_cursor(name: str, where: dict[str, str], given: str | None) -> str | None:
+    """The last entry of the page before. Raises Malformed on a cursor that came with another list or other filters."""
+    if given is not None and given != cursor(name, where, given[CHECK:]):
+        raise Malformed("the cursor is not of this list; it goes with the filters that it came with")
+    return given[CHECK:] if given else None
+
+
+def idempotency_key(header: str | None) -> str | None:
+    """The key itself, from a string as structured fields have it (RFC 8941), or bare. Raises Malformed."""
+    match = re.fullmatch(r'"((?:[ !#-\[\]-~]|\\["\\])*)"|([!#-~][ -~]*)', header or "")
+    key = (match[2] or re.sub(r"\\(.)", r"\1", match[1])) if match else ""
+    if header is not None and not 1 <= len(key) <= 255:
+        raise Malformed("Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or bare")
+    return key or None
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,109 @@
+"""The API without a server: the app over mongomock, the local bus, and a client that calls it as WSGI servers do."""
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import mongomock
+
+from core import settings
+from core.localbus import LocalBus
+from core.outbox import Outbox
+from core.stock import Stock
+from core.store import Orders
+from orderproc import make_app
+
+KEYS = "shop:shop-key,rival:rival-key:client,auditor:read-key:read,boss:admin-key:admin"
+ORDER = {"customerId": "c-1", "items": [{"sku": "A1", "quantity": 2, "price": 19.99}]}
+ADDRESS = {"name": "Ann", "line1": "1 High St", "city": "Ulm", "postalCode": "89073", "country": "DE"}
+
+
+class Answer:
+    """What came back. `json` parses it; `problem` also checks that it is a proper one."""
+
+    def __init__(self, status: str, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.status, self.body = int(status.split()[0]), body
+        self.headers = {name.lower(): value for name, value in headers}
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def problem(self) -> Any:
+        assert self.headers["content-type"] == "application/problem+json", (self.status, self.body[:500])
+        said = self.json
+        assert said["status"] == self.status and said["type"].startswith("urn:orderproc:") and said["title"], said
+        assert set(said) <= {"type", "title", "status", "detail", "errors"}, said
+        return said
+
+    @property
+    def pointers(self) -> list[str]:
+        assert self.status == 422, (self.status, self.body[:500])
+        return [fault["pointer"] for fault in self.problem["errors"]]
+
+
+class Client:
+    """Calls an app; `seen` collects (method, path, status) of every call, for the test of openapi.json."""
+
+    seen: set[tuple[str, str, int]] = set()
+
+    def __init__(self, app: Callable[..., Any], key: str | None = "shop-key") -> None:
+        self.app, self.key = app, key
+
+    def __call__(self, method: str, path: str, body: Any = None, /, **headers: str | None) -> Answer:
+        """Header names as keywords: content_type="text/plain"; None leaves a default one out."""
+        target, _, query = path.partition("?")
+        raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        given: dict[str, str | None] = {"authorization": f"Bearer {self.key}" if self.key else None}
+        given |= {"content_type": "application/json"} if body is not None else {}
+        environ: dict[str, Any] = {
+            "REQUEST_METHOD": method, "SCRIPT_NAME": "", "PATH_INFO": unquote_to_bytes(target).decode("latin-1"),
+            "QUERY_STRING": query, "CONTENT_LENGTH": str(len(raw)), "SERVER_NAME": "localhost", "SERVER_PORT": "80",
+            "SERVER_PROTOCOL": "HTTP/1.1", "wsgi.version": (1, 0), "wsgi.url_scheme": "http",
+            "wsgi.input": io.BytesIO(raw), "wsgi.errors": io.StringIO(), "wsgi.multithread": True,
+            "wsgi.multiprocess": False, "wsgi.run_once": False,
+        }  # fmt: skip
+        for name, value in (given | headers).items():
+            if value is not None:
+                environ["CONTENT_TYPE" if name == "content_type" else f"HTTP_{name.upper()}"] = value
+        started: list[Any] = []
+        chunks = self.app(environ, lambda *words: started.append(words))
+        answer = Answer(started[-1][0], started[-1][1], b"".join(chunks))
+        self.seen.add((method, target, answer.status))
+        assert b"Traceback" not in environ["wsgi.errors"].getvalue().encode() or answer.status == 500
+        return answer
+
+    def create(self, body: Any = None, /, **headers: str) -> Any:
+        """A stored order."""
+        answer = self("POST", "/orders", ORDER if body is None else body, **headers)
+        assert answer.status == 201, (answer.status, answer.body)
+        return answer.json
+
+
+class Shop:
+    """The app with its store, stock and bus, and a client for every role."""
+
+    def __init__(self) -> None:
+        self.database = mongomock.MongoClient()["orderproc"]
+        self.orders, self.stock, self.bus = Orders(self.database), Stock(self.database), LocalBus()
+        self.outbox = Announced(self.orders, self.bus)
+        self.settings = settings.load({"API_KEYS": KEYS})
+        self.app = make_app(self.settings, self.orders, self.stock, self.outbox, self.bus)
+        self.client, self.rival = Client(self.app), Client(self.app, "rival-key")
+        self.reader, self.admin = Client(self.app, "read-key"), Client(self.app, "admin-key")
+        self.nobody = Client(self.app, None)
+
+
+class Announced(Outbox):
+    """An outbox that remembers which orders it was handed."""
+
+    def __init__(self, orders: Orders, bus: LocalBus) -> None:
+        super().__init__(orders, bus, taken=())
+        self.documents: list[dict[str, Any]] = []
+
+    def announce(self, document: dict[str, Any]) -> None:
+        self.documents.append(document)
+        super().announce(document)

@@ -1,0 +1,130 @@
+"""Things die, freeze and vanish at the worst moment; afterwards every order ends and nothing is doubled.
+
+FAULT_SECONDS says how long outages last: short here, as long as you like for a soak.
+"""
+
+import os
+import signal
+import time
+from datetime import timedelta
+
+import pytest
+
+from core.events import now
+from tests.broker_node import BrokerNode
+from tests.conftest import delete_queues, wait_for
+
+OUTAGE = float(os.environ.get("FAULT_SECONDS", "8"))
+STOCK = {"A1": 100_000}
+
+
+def stocked(running):
+    running.call("PUT", "/stock/A1", {"available": STOCK["A1"]})
+    return running
+
+
+@pytest.mark.parametrize("victim", ["api", "consumer"])
+def test_kill_9_with_20_orders_under_way_loses_and_doubles_nothing(system, victim):
+    running = stocked(system())
+    kill_under_load(running, victim)
+    running.age_notes()
+    running.wait_until_whole(STOCK)
+
+
+def test_kill_9_of_the_embedded_process_loses_and_doubles_nothing(embedded):
+    running = stocked(embedded())
+    kill_under_load(running, "api")
+    running.wait_until_whole(STOCK)
+
+
+def kill_under_load(running, victim: str) -> None:
+    with running.load(clients=16) as results:
+        wait_for(lambda: running.not_final() >= 20, what="20 orders are under way")
+        running.kill(victim)
+    running.start(victim)
+    running.wait_ready()
+    accepted, under_way = {result.id for result in results if result.status == 201}, running.not_final()
+    seconds = running.wait_until_final(90)
+    print(f"{victim}: {len(accepted)} answered 201; at least {under_way} not final; all ended in {seconds:.1f} s")
+    assert accepted <= {order["id"] for order in running.orders()}
+
+
+@pytest.fixture
+def broker(tmp_path):
+    """A broker to be killed."""
+    (tmp_path / "broker").mkdir()
+    node = BrokerNode(tmp_path / "broker")
+    node.start()
+    yield node
+    node.kill()
+
+
+def test_orders_are_accepted_while_the_broker_is_away_and_end_when_it_is_back(broker, system):
+    running = stocked(system(amqp_url=broker.url()))
+    with running.load(clients=4, pause=0.05) as results:
+        wait_for(lambda: len(results) > 20)
+        broker.kill()
+        time.sleep(OUTAGE)
+        broker.start()
+    assert {result.status for result in results} == {201}
+    assert max(result.seconds for result in results) < 3
+    seconds = running.wait_until_final(120)
+    print(f"broker away for {OUTAGE} s: {len(results)} orders, all answered 201; all ended in {seconds:.1f} s")
+    running.age_notes()
+    running.wait_until_whole(STOCK)
+
+
+def test_deleting_every_queue_loses_nothing(system, rabbit):
+    running = stocked(system())
+    running.post_many(100, clients=16)
+    running.kill("consumer")
+    running.post_many(100, clients=16)
+    delete_queues(rabbit)
+    # The messages are gone; what tells is in the orders. Age them, instead of waiting a minute for the sweep.
+    with running.database() as database:
+        long_ago = {"due": now() - timedelta(seconds=1), "touched": now() - timedelta(seconds=70)}
+        database.orders.update_many({"due": {"$exists": True}}, {"$set": long_ago})
+    running.start("consumer")
+    running.wait_until_final(60)
+    running.age_notes()
+    running.wait_until_whole(STOCK)
+
+
+def test_a_frozen_store_gives_503_within_3_seconds_and_nothing_is_parked(system, own_store_server):
+    running = stocked(system(mongodb_url=own_store_server.url("frozen")))
+    running.post_many(60, clients=16)
+    own_store_server.process.send_signal(signal.SIGSTOP)
+    alive = []
+    with running.load(clients=48, pause=0.1) as results:
+        for _ in range(int(OUTAGE)):
+            started = time.monotonic()
+            alive.append((running.call("GET", "/healthz")[0], time.monotonic() - started < 3))
+            time.sleep(1)
+    own_store_server.process.send_signal(signal.SIGCONT)
+    slowest = max(result.seconds for result in results)
+    print(f"store frozen for {OUTAGE} s: {len(results)} requests, all answered 503, the slowest in {slowest:.1f} s")
+    assert set(alive) == {(200, True)}
+    assert {result.status for result in results} == {503}
+    assert slowest < 3
+    wait_for(lambda: running.call("GET", "/readyz")[0] == 200)
+    running.wait_until_final(90)
+    running.age_notes()
+    running.wait_until_whole(STOCK)
+    assert not [line for order in running.orders() for line in order["timeline"] if "failed" in line]
+
+
+def test_sigterm_under_load_answers_everything_accepted_and_exits_0(system):
+    running = stocked(system())
+    with running.load(clients=16) as results:
+        wait_for(lambda: len(results) > 100)
+        assert running.stop("api") == 0
+    assert running.stop("consumer") == 0
+    assert {result.status for result in results} <= {0, 201}
+    running.start("api")
+    running.start("consumer")
+    running.wait_ready()
+    running.wait_until_final(60)
+    # A drain answers all it took: there is no order that nobody was told of.
+    accepted = {result.id for result in results if result.status == 201}
+    assert accepted <= {order["id"] for order in running.orders()} and len(running.orders()) == len(accepted)
+    running.wait_until_whole(STOCK)

@@ -1,0 +1,81 @@
+"""Dropping a file into the handlers folder is all it takes, on either carrier."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import delete_queues, wait_for
+from tools.chaos.system import ROOT
+
+POINTS = '''"""Thank loyal customers."""
+
+
+def order_confirmed(event, services):
+    services.log.info("points awarded", extra={"points": int(event.order["total"])})
+'''
+
+
+@pytest.fixture
+def folder(tmp_path, broker_url):
+    """A copy of the handlers folder, to drop files into."""
+    shutil.copytree(ROOT / "handlers", tmp_path / "handlers")
+    yield tmp_path / "handlers"
+    delete_queues(broker_url, ["points"])
+
+
+@pytest.mark.parametrize("carrier", ["system", "embedded"])
+def test_a_dropped_in_file_runs_and_shows_in_the_timeline(carrier, request, folder):
+    (folder / "points.py").write_text(POINTS)
+    running = request.getfixturevalue(carrier)(HANDLERS_DIR=str(folder))
+    running.call("PUT", "/stock/A1", {"available": 5})
+    _, order = running.call("POST", "/orders", running.order(quantity=2))
+    wait_for(lambda: _done(running, order["id"], "points"))
+    assert '"points": 39' in running.log("consumer" if carrier == "system" else "api")
+
+
+def test_a_step_that_keeps_failing_is_parked_and_redriven_after_the_fix(system, folder):
+    (folder / "shipping.py").write_text("def inventory_reserved(event, services):\n    raise OSError('no paper')\n")
+    running = system(HANDLERS_DIR=str(folder), RETRY_DELAYS="0.2,0.5")
+    running.call("PUT", "/stock/A1", {"available": 5})
+    _, order = running.call("POST", "/orders", running.order())
+    parked = wait_for(lambda: _order(running, order["id"]).get("parked"))
+    assert parked == ["shipping"]
+    lines = [line for line in _order(running, order["id"])["timeline"] if line["by"] == "shipping"]
+    assert [(line.get("failed", line.get("parked")), line["try"], line["error"]) for line in lines] == [
+        ("inventory_reserved", 1, "OSError"), ("inventory_reserved", 2, "OSError"), ("inventory_reserved", 3, "OSError")
+    ]  # fmt: skip
+    said = wait_for(lambda: _command(running, "dead", "shipping").stdout)
+    assert order["id"] in said and "OSError" in said and "tries=3" in said
+
+    shutil.copy(ROOT / "handlers/shipping.py", folder)
+    running.stop("consumer")
+    running.start("consumer")
+    running.wait_ready()
+    assert _command(running, "redrive", "shipping").stdout == "redrove 1 to orders.shipping\n"
+    running.wait_until_final()
+    ended = _order(running, order["id"])
+    assert ended["status"] == "processed" and "parked" not in ended
+
+
+def test_a_misspelt_event_name_stops_the_start_with_one_line(system, folder):
+    (folder / "points.py").write_text(POINTS.replace("order_confirmed", "order_comfirmed"))
+    command = [sys.executable, "consumer.py", "check"]
+    ended = subprocess.run(command, cwd=ROOT, env={"HANDLERS_DIR": str(folder)}, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) == 1
+    assert "points.py: order_comfirmed is no event type: did you mean order_confirmed?" in ended.stderr
+
+
+def _order(running, order_id: str) -> dict:
+    return running.call("GET", f"/orders/{order_id}")[1]
+
+
+def _done(running, order_id: str, handler: str) -> bool:
+    return any(line["by"] == handler and "done" in line for line in _order(running, order_id)["timeline"])
+
+
+def _command(running, *words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "consumer.py", *words]
+    return subprocess.run(command, cwd=ROOT, env=running.environment, capture_output=True, text=True)
