@@ -47,11 +47,24 @@ def main() -> int:
         settings = load(os.environ, need=("MONGODB_URL", "AMQP_URL", "API_KEYS"))
         telemetry.set_up_logging(settings.log_level, settings.log_format)
         with wire(settings, stop) as app:
-            serve(app, settings, stop)
+            serve(app, settings, stop, greet if settings.single_process else log_address)
     except (BadSetting, BadTopology) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
+
+
+def log_address(address: str) -> None:
+    log.info("listening", extra={"address": address})
+
+
+def greet(address: str) -> None:
+    """Say where it is and how to try it."""
+    secret = os.environ["API_KEYS"].split(":")[1].split(",")[0]
+    order = '{"customerId": "ada", "email": "ada@example.com", "items": [{"sku": "A1", "quantity": 2, "price": 19.99}]}'
+    print(f"orderproc is at {address} with the key {secret}; Ctrl-C ends it. Try:\n", flush=True)
+    print(f"curl {address}/orders -H 'Authorization: Bearer {secret}' \\", flush=True)
+    print(f"  -H 'Content-Type: application/json' -d '{order}'\n", flush=True)
 
 
 @contextmanager
@@ -210,7 +223,8 @@ def in_our_words(error: bottle.HTTPError) -> str:
 def reply(
     body: str | bytes, status: int = 200, headers: dict[str, str] | None = None, kind: str = "application/json"
 ) -> bottle.HTTPResponse:
-    return bottle.HTTPResponse(body, status, {"Content-Type": kind} | (headers or {}))
+    text = body if isinstance(body, bytes) else f"{body}\n"  # a line of its own where curl prints it
+    return bottle.HTTPResponse(text, status, {"Content-Type": kind} | (headers or {}))
 
 
 # --- the checks before a handler, in the order in which they are made ----------------------------------------------
@@ -360,7 +374,9 @@ LIMITS = {
 }  # fmt: skip
 
 
-def serve(app: bottle.Bottle, settings: Settings, stop: threading.Event) -> None:
+def serve(
+    app: bottle.Bottle, settings: Settings, stop: threading.Event, ready: Callable[[str], None] = log_address
+) -> None:
     """Answer until `stop` is set; then what was accepted is answered, new connections are refused, and this returns."""
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -370,7 +386,7 @@ def serve(app: bottle.Bottle, settings: Settings, stop: threading.Event) -> None
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it has a line for each request that waits
     sockets: dict[int, Any] = {}
     server = waitress.create_server(app, sockets, sockets=[listener], threads=settings.web_threads, **LIMITS)
-    log.info("listening", extra={"address": f"http://{settings.host}:{server.effective_port}"})
+    ready(f"http://{settings.host}:{server.effective_port}")
     turn = functools.partial(server.asyncore.loop, use_poll=True, map=sockets, count=1)
     while not stop.is_set():  # its own loop could not be left without cutting off whoever waits for an answer
         turn(timeout=0.2)
