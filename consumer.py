@@ -71,6 +71,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     words = parser.parse_args(argv)
     if words.command in ("redrive", "purge", "retire") and not words.handler:
         parser.error(f"{words.command} needs the name of a handler")
+    if words.limit < 1:
+        parser.error("--limit must be at least 1")
     return words
 
 
@@ -153,16 +155,24 @@ def _import(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        line = getattr(error, "lineno", None) or traceback.extract_tb(error.__traceback__)[-1].lineno
-        raise BadHandler(f"{path}: line {line}: {type(error).__name__}: {error}") from None
+    except (Exception, SystemExit) as error:
+        what = " ".join(str(error).split())
+        raise BadHandler(f"{path}: line {_line(path, error)}: {type(error).__name__}: {what}") from None
     return module
+
+
+def _line(path: Path, error: BaseException) -> int | None:
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno
+    return next((f.lineno for f in traceback.extract_tb(error.__traceback__)[::-1] if f.filename == str(path)), 1)
 
 
 def _check(path: Path, name: str, function: Callable[..., Any]) -> None:
     if name not in events.event_schemas():
         hint = events.near(name, events.event_schemas())
         raise BadHandler(f"{path}: {name} is no event type: {hint} (helpers start with _)")
+    if inspect.iscoroutinefunction(function):
+        raise BadHandler(f"{path}: {name} is async: make it a plain def; handlers run on threads")
     try:
         inspect.signature(function).bind("event", "services")
     except TypeError:

@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 
 from core.telemetry import Lines
 from tests.api_client import ADDRESS, ORDER, Shop
+from tests.conftest import wait_for
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -73,6 +74,7 @@ def test_an_order_is_announced_with_the_trace_of_its_request(shop):
 def test_a_replay_announces_what_still_waits_because_the_first_answer_may_have_been_a_503(shop):
     shop.client.create(idempotency_key="k1")
     [envelope] = shop.outbox.documents[0]["events"]
+    wait_for(lambda: not shop.database["orders"].find_one()["outbox"])
     shop.database["orders"].update_one({}, {"$set": {"outbox": [envelope["id"]]}})
     shop.client.create(idempotency_key="k1")
     assert shop.outbox.documents[1]["outbox"] == [envelope["id"]]
