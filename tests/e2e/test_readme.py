@@ -1,0 +1,124 @@
+"""The README is true: its commands run, their answers are as shown, its tables name what is there."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from consumer import discover
+from core.events import STATUS, event_schemas
+from core.settings import VARIABLES
+from tests.conftest import wait_for
+from tools.chaos.system import ROOT
+
+README = (ROOT / "README.md").read_text()
+VARYING = [
+    (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "<id>"),
+    (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", "<time>"),
+    (r'"trackingNumber": "\w+"', '"trackingNumber": "<number>"'),
+]
+
+
+def examples() -> list[tuple[str, str]]:
+    """(command, expected output) of every console block but the one that starts the program."""
+    found = []
+    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, output = part.partition("\n")
+            found.append((command, output))
+    return [(command, output) for command, output in found if not command.startswith("make ")]
+
+
+def same_form(text: str) -> str:
+    for pattern, word in VARYING:
+        text = re.sub(pattern, word, text)
+    return text.strip()
+
+
+@pytest.fixture
+def running(tmp_path):
+    """`make run` itself, on the default port, with a data folder of its own."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("AMQP_URL", "MONGODB_URL", "API_KEYS")
+    }
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            ["make", "run"], cwd=ROOT, env=environment | {"DATA_DIR": str(tmp_path / "data")},
+            stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        wait_for(lambda: "Ctrl-C ends it" in (tmp_path / "log").read_text(), 60, "make run says where it is")
+        yield tmp_path
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(15)
+
+
+def test_every_command_answers_as_shown(running):
+    script = ["shopt -s expand_aliases"]
+    for command, _ in examples():
+        script += [command, "echo; echo ---next---"]
+    ran = subprocess.run(["bash", "-c", "\n".join(script)], cwd=running, capture_output=True, text=True, timeout=120)
+    outputs = ran.stdout.split("---next---\n")[:-1]
+    assert len(outputs) == len(examples()), ran.stderr
+    for (command, expected), output in zip(examples(), outputs, strict=True):
+        assert same_form(output) == same_form(expected), command
+
+
+def test_what_make_run_prints_works_when_pasted(running):
+    printed = (running / "log").read_text()
+    command = printed[printed.index("curl ") :].split("\n\n")[0]
+    ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert '"status": "pending"' in ran.stdout
+    wait_for(lambda: list((running / "data/labels").glob("*.svg")) and list((running / "data/mail/new").glob("*")))
+
+
+def test_the_catalogue_is_what_the_folder_and_the_schemas_say():
+    handlers = discover(ROOT / "handlers")
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\w, ]+) \| ([\w, ]+) \| (.*)\|$", README, re.MULTILINE)
+    assert {row[0] for row in rows} == set(event_schemas())
+    for type, status, _, takers, data in rows:
+        required = event_schemas()[type].schema["properties"]["data"]["required"]
+        assert status == STATUS.get(type, "pending")
+        assert takers.split(", ") == [name for name in handlers if type in handlers[name]]
+        assert set(re.findall(r"`(\w+)`", data)) == set(required) - {"order"}
+
+
+def test_the_settings_table_has_every_variable_with_its_default():
+    table = README[README.index("| variable |") : README.index("## Working on it")]
+    assert set(VARIABLES) <= set(re.findall(r"`([A-Z_]+)`", table))
+    for variable in ("DATA_DIR", "WEB_THREADS", "CONCURRENCY", "RETRY_DELAYS", "METRICS_PORT"):
+        assert f"| `{variable}` | `{VARIABLES[variable][0]}` |" in table
+
+
+def test_the_tests_and_places_that_the_failure_table_names_are_there():
+    table = README[README.index("| it goes wrong |") : README.index("The one thing that may happen twice")]
+    code = "".join(path.read_text() for path in [*ROOT.glob("*.py"), *(ROOT / "core").glob("*.py")])
+    tests = {path.name: path.read_text() for path in (ROOT / "tests").rglob("*.py")}
+    for _, _, place, proof in re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", table, re.MULTILINE)[2:]:
+        for name in re.findall(r"`(?:\w+\.)?(\w+)`", place):
+            assert re.search(rf"(def|class) {name}\b", code), name
+        for name in re.findall(r"`([\w.]+)`", proof):
+            assert name in tests or any(f"def {name}(" in text for text in tests.values()), name
+
+
+def test_every_link_leads_to_a_file():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) > 8 and [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_handler_it_shows_runs_and_so_does_its_test(tmp_path):
+    handler, test = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "points.py").write_text(handler)
+    (tmp_path / "test_points.py").write_text(test.replace("from handlers.points", "from points"))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "test_points.py")]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "1 passed" in ran.stdout, ran.stdout + ran.stderr
+
+
+def test_it_is_at_most_250_lines_long():
+    assert len(README.splitlines()) <= 250
