@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 ROLES = ("client", "read", "admin")
@@ -58,19 +58,19 @@ def load(env: Mapping[str, str], need: tuple[str, ...] = ()) -> Settings:
     """Settings from a mapping; `need` names the variables that must be there. Raises BadSetting."""
     for variable in need:
         if not env.get(variable):
-            raise BadSetting(f"{variable}: is not set; it must be {EXPECTED[variable]}")
-    return Settings(**{variable.lower(): _read(env, variable, *rule) for variable, rule in VARIABLES.items()})
+            raise BadSetting(f"{variable}: is not set; it must be {VARIABLES[variable].must_be}")
+    return Settings(**{variable.lower(): _read(env, variable) for variable in VARIABLES})
 
 
-def _read(env: Mapping[str, str], variable: str, default: str, parse: Callable[[str], Any]) -> Any:
-    text = env.get(variable, default).strip()
-    if not text and variable != "RETRY_DELAYS":  # an empty RETRY_DELAYS has a meaning: no retries
-        text = default
+def _read(env: Mapping[str, str], variable: str) -> Any:
+    rule, text = VARIABLES[variable], env.get(variable, "").strip()
+    if not text and (variable not in env or variable != "RETRY_DELAYS"):  # an empty RETRY_DELAYS means: no retries
+        text = rule.default
     try:
-        return parse(text)
+        return rule.parse(text)
     except ValueError as error:
-        shown = "" if variable == "API_KEYS" else f" not {text!r};"  # secrets stay out of logs
-        raise BadSetting(f"{variable}:{shown} {error}") from None
+        shown = f"not {text!r}; " if variable != "API_KEYS" else ""  # secrets stay out of logs
+        raise BadSetting(f"{variable}: {shown}it must be {rule.must_be}{error}") from None
 
 
 def digest(secret: str) -> bytes:
@@ -78,85 +78,71 @@ def digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
 
 
-def _url(expected: str, schemes: tuple[str, ...], words: tuple[str, ...]) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        parts = urlsplit(text)
-        if text and text not in words and not (parts.scheme in schemes and parts.netloc):
-            raise ValueError(f"it must be {expected}")
-        return text
+def _if(good: Any, value: Any) -> Any:
+    if not good:
+        raise ValueError
+    return value
 
-    return parse
+
+def _url(text: str, schemes: tuple[str, ...], words: tuple[str, ...]) -> str:
+    parts = urlsplit(text)
+    return _if(text in ("", *words) or (parts.scheme in schemes and parts.netloc), text)
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
-            raise ValueError(f"it must be a whole number from {low} to {high}")
-        return int(text)
-
-    return parse
-
-
-def _one_of(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text.lower() not in words:
-            raise ValueError(f"it must be one of {', '.join(word or 'empty' for word in words)}")
-        return text.lower()
-
-    return parse
+    return lambda text: _if(re.fullmatch("[0-9]{1,9}", text) and low <= int(text) <= high, int(text or 0))
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _delays(text: str) -> tuple[str, ...]:
-    parts = _names(text)
-    if not all(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", part) and float(part) > 0 for part in parts):
-        raise ValueError("it must be seconds above 0, separated by commas, for example 2,15,90")
-    return tuple(f"{float(part):.10g}" for part in parts)
+def _delay(text: str) -> str:
+    return _if(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", text) and float(text) > 0, f"{float(text or 0):.10g}")
 
 
 def _keys(text: str) -> dict[bytes, ApiKey]:
     keys: dict[bytes, ApiKey] = {}
     for position, part in enumerate(_names(text), 1):
-        match = re.fullmatch(r"([A-Za-z0-9._-]{1,64}):([!-9;-~]{1,200})(?::([a-z]+))?", part)
-        role = match[3] or "client" if match else ""
-        if match is None or role not in ROLES:
-            raise ValueError(f"entry {position} must be name:secret[:role] with a role of {', '.join(ROLES)}")
-        if any(key.name == match[1] and key.role != role for key in keys.values()):
-            raise ValueError(f"entry {position} gives {match[1]} a second role; one name has one role")
-        if digest(match[2]) in keys:
-            raise ValueError(f"entry {position} repeats a secret; every entry needs one of its own")
-        keys[digest(match[2])] = ApiKey(match[1], role)
+        match = re.fullmatch(r"([A-Za-z0-9._-]{1,64}):([!-9;-~]{1,200})(?::(client|read|admin))?", part)
+        if match is None:
+            raise ValueError(f"; entry {position} is not")
+        key = ApiKey(match[1], match[3] or "client")
+        if any(other.name == key.name and other.role != key.role for other in keys.values()):
+            raise ValueError(f"; entry {position} gives {key.name} a second role, and one name has one role")
+        if keys.setdefault(digest(match[2]), key) is not key:
+            raise ValueError(f"; entry {position} repeats a secret, and every entry needs one of its own")
     return keys
 
 
-def _text(text: str) -> str:
-    return text
+class _Rule(NamedTuple):
+    default: str
+    must_be: str
+    parse: Callable[[str], Any]
 
 
-EXPECTED = {
-    "MONGODB_URL": "mongodb://host:port/database, embedded or memory",
-    "AMQP_URL": "amqp://user:password@host:port/vhost, amqps://... or embedded",
-    "API_KEYS": "name:secret[:role],... with a role of client, read or admin",
-}
+_LEVELS, _FORMATS = ("debug", "info", "warning", "error"), ("", "text", "json")
+_MONGODB, _AMQP = ("mongodb", "mongodb+srv"), ("amqp", "amqps")
 
-VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {  # variable: (default, how it is read)
-    "MONGODB_URL": ("", _url(EXPECTED["MONGODB_URL"], ("mongodb", "mongodb+srv"), ("embedded", "memory"))),
-    "AMQP_URL": ("", _url(EXPECTED["AMQP_URL"], ("amqp", "amqps"), ("embedded",))),
-    "DATA_DIR": ("./data", Path),
-    "API_KEYS": ("", _keys),
-    "HOST": ("127.0.0.1", _text),
-    "PORT": ("8080", _integer(0, 65535)),
-    "WEB_THREADS": ("32", _integer(1, 256)),
-    "CONCURRENCY": ("16", _integer(1, 256)),
-    "HANDLERS": ("", _names),
-    "HANDLERS_DIR": (str(ROOT / "handlers"), Path),
-    "RETRY_DELAYS": ("2,15,90", _delays),
-    "METRICS_PORT": ("9090", _integer(0, 65535)),
-    "EMAIL_FUNCTION": ("send_email", _text),
-    "LABEL_FUNCTION": ("make_label", _text),
-    "LOG_LEVEL": ("info", _one_of("debug", "info", "warning", "error")),
-    "LOG_FORMAT": ("", _one_of("", "text", "json")),
+VARIABLES = {
+    "MONGODB_URL": _Rule(
+        "", "mongodb://host:port/database, embedded or memory", lambda t: _url(t, _MONGODB, ("embedded", "memory"))
+    ),
+    "AMQP_URL": _Rule(
+        "", "amqp[s]://user:password@host:port/vhost or embedded", lambda t: _url(t, _AMQP, ("embedded",))
+    ),
+    "DATA_DIR": _Rule("./data", "a folder", Path),
+    "API_KEYS": _Rule("", "name:secret[:role],... with a role of client, read or admin", _keys),
+    "HOST": _Rule("127.0.0.1", "an address", str),
+    "PORT": _Rule("8080", "a whole number from 0 to 65535", _integer(0, 65535)),
+    "WEB_THREADS": _Rule("32", "a whole number from 1 to 256", _integer(1, 256)),
+    "CONCURRENCY": _Rule("16", "a whole number from 1 to 256", _integer(1, 256)),
+    "HANDLERS": _Rule("", "names of handlers, separated by commas", _names),
+    "HANDLERS_DIR": _Rule(str(ROOT / "handlers"), "a folder", Path),
+    "RETRY_DELAYS": _Rule("2,15,90", "seconds above 0, such as 2,15,90", lambda t: tuple(map(_delay, _names(t)))),
+    "METRICS_PORT": _Rule("9090", "a whole number from 0 to 65535", _integer(0, 65535)),
+    "EMAIL_FUNCTION": _Rule("send_email", "a function's name", str),
+    "LABEL_FUNCTION": _Rule("make_label", "a function's name", str),
+    "LOG_LEVEL": _Rule("info", "one of " + ", ".join(_LEVELS), lambda t: _if(t.lower() in _LEVELS, t.lower())),
+    "LOG_FORMAT": _Rule("", "text, json or empty", lambda t: _if(t.lower() in _FORMATS, t.lower())),
 }
