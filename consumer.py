@@ -248,7 +248,7 @@ class Worker:
             order = self._orders.record(event, step, attempt, answers, moves.moves())
         except StoreAway:  # the notes stay: what was asked may have happened
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a handler may call what calls sys.exit
             moves.revert()
             return self._try_later(delivery, event, attempt, error)
         where = standing(order, event, step, attempt)
@@ -279,7 +279,7 @@ class Worker:
             if answer.type in events.STATUS:
                 telemetry.ORDERS.labels(events.STATUS[answer.type]).inc()
 
-    def _try_later(self, delivery: Delivery, event: Event, attempt: str, error: Exception) -> str:
+    def _try_later(self, delivery: Delivery, event: Event, attempt: str, error: BaseException) -> str:
         tries, step = delivery.tries + 1, step_name(delivery.handler, event.id)
         delay = self._delays[tries - 1] if tries <= len(self._delays) else None
         name, place = type(error).__name__, traceback.extract_tb(error.__traceback__)[-1:]
@@ -311,7 +311,8 @@ class Worker:
                 delivery.release()
                 self._bus.rebuild()
 
-        self._bus.publish(Message(delivery.id, "", delivery.body, queue=queue, headers=headers), done)
+        id = delivery.id or str(uuid.uuid4())  # what has none is not ours, and must not pass for another that has none
+        self._bus.publish(Message(id, "", delivery.body, queue=queue, headers=headers), done)
 
 
 # --- health ------------------------------------------------------------------------------------------------------
@@ -321,9 +322,6 @@ def serve_health(config: Settings, orders: Orders, bus: Bus) -> None:
     """Health and metrics on METRICS_PORT, on a thread that ends with the process."""
 
     def ready() -> dict[str, Any]:
-        for queue, length in bus.depths.items():
-            if queue.endswith(".dead"):
-                telemetry.DEAD_MESSAGES.labels(queue.split(".")[1]).set(length)
         store, broker = orders.ping(), bus.consuming and bus.up
         words = {True: "up", False: "down"}
         return {"ready": store and broker, "store": words[store], "broker": words[broker]}
@@ -349,9 +347,13 @@ def _admin(config: Settings, handler: str) -> Admin:
 
 def _dead(config: Settings, words: argparse.Namespace) -> None:
     for handler in [words.handler] if words.handler else discover(config.handlers_dir):
-        for body, said in _admin(config, handler).dead():
+        parked = _admin(config, handler).dead()
+        for body, said in parked:
             order, event = _named(body)
-            print(f"{handler}  {order}  {event}  {said.get('error')}  tries={said.get('tries')}  {said.get('time')}")
+            error, tries, time = (said.get(name, "-") for name in ("error", "tries", "time"))
+            print(f"{handler}  {order}  {event}  {error}  tries={tries}  {time}")
+        if not parked or len(parked) == Admin.most_shown:
+            print(f"{handler}  {'and maybe more: these are the oldest' if parked else 'nothing is parked'}")
 
 
 def _named(body: bytes) -> tuple[str, str]:
@@ -365,16 +367,16 @@ def _named(body: bytes) -> tuple[str, str]:
 def _redrive(config: Settings, words: argparse.Namespace) -> None:
     admin = _admin(config, words.handler)
     if words.dry_run:
-        print(f"would redrive {len(admin.dead(words.limit))} to {main_queue(words.handler)}")
+        print(f"would send {len(admin.dead(words.limit))} parked messages to {main_queue(words.handler)} again")
     else:
-        print(f"redrove {admin.redrive(words.limit)} to {main_queue(words.handler)}")
+        print(f"sent {admin.redrive(words.limit)} parked messages to {main_queue(words.handler)} again")
 
 
 def _purge(config: Settings, words: argparse.Namespace) -> int:
     admin = _admin(config, words.handler)
     if not (words.yes or _agreed(f"Throw away what is parked for {words.handler}? Its orders stay as they are.")):
         return 1
-    print(f"purged {admin.purge()}")
+    print(f"threw {admin.purge()} parked messages of {words.handler} away")
     return 0
 
 
@@ -386,12 +388,16 @@ def _retire(config: Settings, words: argparse.Namespace) -> int:
     admin = _admin(config, words.handler)
     if not (words.yes or _agreed(f"Delete all queues of {words.handler}, with what is in them?")):
         return 1
-    print(f"retired {words.handler}; {admin.retire()} messages went with its queues")
+    print(f"deleted the queues of {words.handler}, and {admin.retire()} messages with them")
     return 0
 
 
 def _agreed(question: str) -> bool:
-    return input(f"{question} [y/N] ").strip().lower() == "y"
+    print(f"{question} [y/N] ", end="", flush=True)
+    agreed = sys.stdin.readline().strip().lower() == "y"
+    if not agreed:
+        print("nothing was done")
+    return agreed
 
 
 COMMANDS: dict[str, Callable[[Settings, argparse.Namespace], int | None]] = {
@@ -399,4 +405,4 @@ COMMANDS: dict[str, Callable[[Settings, argparse.Namespace], int | None]] = {
 }  # fmt: skip
 
 if __name__ == "__main__":
-    sys.exit(main())
+    telemetry.leave(main())

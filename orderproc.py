@@ -411,4 +411,4 @@ def drain(server: Any, turn: Callable[..., None]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    telemetry.leave(main())

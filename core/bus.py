@@ -18,9 +18,10 @@ from typing import Any, Protocol
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import AMQPError, ChannelClosedByBroker
+from pika.exceptions import AMQPError, ChannelClosedByBroker, UnroutableError
 
 from core.publisher import EXCHANGE, Message, Publisher, parameters, properties
+from core.telemetry import DEAD_MESSAGES
 
 __all__ = ["Admin", "BadTopology", "Bus", "Delivery", "Message", "Rabbit", "dead_queue", "main_queue", "retry_queue"]
 log = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ class _Session:
         deliver: Callable[[Delivery], None],
     ) -> None:  # fmt: skip
         self._bus, self._connection, self._deliver = bus, connection, deliver
-        self._queues = [queue for name in names for queue in (main_queue(name), dead_queue(name))]
+        self._names, self._queues = names, [f(name) for name in names for f in (main_queue, dead_queue)]
         self._lock = threading.Lock()
         self._ended: list[tuple[int, bool]] = []  # (delivery tag, whether to ack), for the loop to deal with
         self._in_hand: set[int] = set()
@@ -178,7 +179,10 @@ class _Session:
         self._connection.process_data_events(time_limit=seconds)
 
     def _lengths(self) -> dict[str, int]:
-        return {queue: self._channel.queue_declare(queue, passive=True).method.message_count for queue in self._queues}
+        found = {queue: self._channel.queue_declare(queue, passive=True).method.message_count for queue in self._queues}
+        for name in self._names:
+            DEAD_MESSAGES.labels(name).set(found[dead_queue(name)])
+        return found
 
     def _arrived(self, name: str, _: Any, method: Any, props: Any, body: bytes) -> None:
         if self._stopping:
@@ -279,10 +283,12 @@ def _declare_queue(channel: BlockingChannel, queue: str, arguments: dict[str, An
 class Admin:
     """What the commands of consumer.py do to the queues of one handler. Raises BusAway."""
 
+    most_shown = 1000  # parked messages in a list
+
     def __init__(self, url: str, handler: str, delays: Sequence[str]) -> None:
         self._url, self._handler, self._delays = url, handler, delays
 
-    def dead(self, limit: int = 1000) -> list[tuple[bytes, dict[str, Any]]]:
+    def dead(self, limit: int = most_shown) -> list[tuple[bytes, dict[str, Any]]]:
         """(body, headers) of what is parked, oldest first. Looking leaves everything where it is."""
         with self._channel() as channel:
             got = iter(lambda: channel.basic_get(dead_queue(self._handler)), (None, None, None))
@@ -310,7 +316,8 @@ class Admin:
     def retire(self) -> int:
         """Delete every queue of the handler, and with them their bindings; gives how many messages went with them."""
         with self._channel() as channel:
-            queues = queues_of(self._handler, self._delays)
+            channel.queue_declare(dead_queue(self._handler), passive=True)  # deleting what is not there is no error
+            queues = reversed(queues_of(self._handler, self._delays))  # that one last, so that this can be repeated
             return sum(channel.queue_delete(queue).method.message_count for queue in queues)
 
     @contextmanager
@@ -319,7 +326,9 @@ class Admin:
             with _connected(self._url) as connection:
                 yield connection.channel()
         except ChannelClosedByBroker as error:
-            raise BusAway(f"{self._handler}: {error.reply_text}") from None
+            raise BusAway(f"{self._handler}: {error.reply_text}; is that its name, and did it ever run?") from None
+        except UnroutableError:
+            raise BusAway(f"{main_queue(self._handler)} is not there; start a consumer, which declares it") from None
         except (AMQPError, OSError) as error:
             raise BusAway(f"RabbitMQ does not answer: {error!r}") from None
 
@@ -331,5 +340,6 @@ class BusAway(Exception):
 def _headers(props: pika.BasicProperties) -> dict[str, Any]:
     headers = dict(props.headers or {})
     if not headers.get("error") and headers.get("x-death"):  # the broker parked it: it brought down too many consumers
-        headers |= {"error": headers["x-death"][0]["reason"], "time": str(headers["x-death"][0]["time"])}
+        death = headers["x-death"][0]
+        headers |= {"error": death["reason"], "time": f"{death['time']:%Y-%m-%dT%H:%M:%S}Z"}
     return headers

@@ -19,25 +19,29 @@ class Outbox:
         self._orders, self._bus, self._taken = orders, bus, taken
 
     def announce(self, document: dict[str, Any]) -> None:
-        """Hand the events in an order's outbox to the bus. Never blocks; what gets lost here the sweep finds again."""
+        """Hand the events in an order's outbox to the bus. Never blocks or raises; what is lost, the sweep finds."""
         for envelope in document["events"]:
             if envelope["id"] in document["outbox"]:
                 self.send(document, envelope)
 
     def send(self, document: dict[str, Any], envelope: dict[str, Any], queue: str = "") -> None:
         """Send one event of an order: to whom it concerns, or into one queue only."""
-        type, body = envelope["type"], message_body(envelope, view(document, timeline=False))
+        about = {"order": document["_id"], "event": envelope["id"], "type": envelope["type"]}
+        try:
+            type, body = envelope["type"], message_body(envelope, view(document, timeline=False))
+        except Exception:  # one that cannot be written down must not stop the others
+            log.exception("an event cannot be sent; it stays in its outbox", extra=about)
+            return
         # An event that no handler takes may go nowhere; any other that goes nowhere comes back and waits in the outbox.
         mandatory = bool(queue) or self._taken is None or type in self._taken
         message = Message(envelope["id"], type, body, queue=queue, mandatory=mandatory)
         EVENTS.labels(type, "published").inc()
-        self._bus.publish(message, lambda outcome: self._published(document["_id"], envelope, outcome, bool(queue)))
+        self._bus.publish(message, lambda outcome: self._published(about, outcome, resent=bool(queue)))
 
-    def _published(self, order_id: str, envelope: dict[str, Any], outcome: str, resent: bool) -> None:
+    def _published(self, about: dict[str, str], outcome: str, resent: bool) -> None:
         if outcome in ("confirmed", "returned"):
-            EVENTS.labels(envelope["type"], outcome).inc()
+            EVENTS.labels(about["type"], outcome).inc()
         if outcome == "confirmed" and not resent:
-            self._orders.clear(order_id, envelope["id"])
+            self._orders.clear(about["order"], about["event"])
         elif outcome != "confirmed":
-            about = {"order": order_id, "event": envelope["id"], "type": envelope["type"], "outcome": outcome}
-            log.warning("an event was not taken; it waits in its outbox", extra=about)
+            log.warning("an event was not taken; it waits in its outbox", extra=about | {"outcome": outcome})

@@ -5,6 +5,7 @@ false, so the first writer wins and every write may be repeated. The outbox patt
 in one write): https://microservices.io/patterns/data/transactional-outbox.html
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -21,6 +22,7 @@ from core.money import from_minor
 from core.telemetry import STORE_COMMANDS
 
 __all__ = ["Busy", "Conflict", "KeyReused", "Orders", "StoreAway", "connect", "standing", "step_name", "view"]
+log = logging.getLogger(__name__)
 TIMELINE_KEPT = 100
 EPOCH = datetime(1970, 1, 1)
 FIRST_LOOK = timedelta(seconds=10)  # how long an open order is left alone before the sweep looks at it
@@ -128,7 +130,8 @@ class Orders:
         try:
             self._batch.do(read=["-"])
             return True
-        except StoreAway:
+        except (StoreAway, PyMongoError) as error:
+            log.debug("the store does not answer", extra={"error": repr(error)[:300]})
             return False
 
     def _refuse_while_away(self) -> None:

@@ -20,7 +20,7 @@ from core.telemetry import OUTBOX_EVENTS, OUTBOX_OLDEST, SWEEP_RESENT
 log = logging.getLogger(__name__)
 BATCH = 200
 FULL_QUEUE = 1000  # a queue with more than this needs no help
-LEASE = 30.0  # seconds
+LEASE = 10.0  # seconds; how long nobody sweeps after a kill -9
 OLD_NOTE = timedelta(seconds=60)
 
 

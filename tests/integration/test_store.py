@@ -1,0 +1,585 @@
+"""The orders, on mongomock (no server needed) and on a real store: the same promises on both."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pymongo
+import pytest
+from bson.errors import InvalidDocument
+
+from core import store
+from core.events import Event, now
+from core.store import Conflict, KeyReused, Orders, StoreAway, holdings, owed, standing, step_name, view
+from tests.conftest import wait_for
+from tests.samples import an_attempt, an_order, answer, api_event, event_of, place
+
+HELD = [{"note": "n", "sku": "A1", "quantity": 2}]
+BACK = [{"note": "m", "sku": "A1", "quantity": -2}]
+LABEL = {"carrier": "post", "trackingNumber": "T-1"}
+TAKERS = {
+    "order_created": ["inventory"],
+    "inventory_reserved": ["shipping"],
+    "order_confirmed": ["email"],
+    "order_failed": ["inventory", "email"],
+    "order_cancelled": ["inventory", "email"],
+}
+
+
+@pytest.fixture(params=["mongomock", "secantusdb"])
+def database(request):
+    if request.param == "mongomock":
+        yield store.connect("memory")
+        return
+    database = store.connect(request.getfixturevalue("store_server").url(f"orders_{an_attempt()}"))
+    yield database
+    database.client.close()
+
+
+@pytest.fixture
+def orders(database):
+    return Orders(database)
+
+
+def record(orders, event, handler, *answers, moves=(), attempt=None):
+    """Record a step as the consumer does; gives (document, where the step stands for this attempt)."""
+    step, attempt = step_name(handler, event.id), attempt or an_attempt()
+    document = orders.record(event, step, attempt, answers, list(moves))
+    return document, standing(document, event, step, attempt)
+
+
+def reserved(orders, **fields):
+    """An order whose stock is held; gives (document, its inventory_reserved)."""
+    created = event_of(place(orders, **fields))
+    document, _ = record(orders, created, "inventory", answer(created, "inventory", "inventory_reserved"), moves=HELD)
+    return document, event_of(document)
+
+
+def cancelled(orders, order_id):
+    return orders.cancel(order_id, api_event("order_cancelled", order_id))
+
+
+def fail(orders, event, handler="shipping", tries=1, wait=2.0, attempt=None):
+    attempt = attempt or an_attempt()
+    orders.record_failure(event, step_name(handler, event.id), attempt, tries, "ReadTimeoutError", wait)
+
+
+# --- create
+
+
+def test_an_order_and_the_event_it_owes_are_one_document(orders, database):
+    document = place(orders)
+    assert document == database["orders"].find_one({"_id": document["_id"]})
+    assert document["outbox"] == [document["events"][0]["id"]]
+    assert (document["events"][0]["type"], document["status"]) == ("order_created", "pending")
+
+
+def test_every_order_without_a_key_is_a_new_one(orders):
+    assert len({place(orders)["_id"] for _ in range(3)}) == 3
+
+
+def test_the_same_key_and_body_again_is_the_same_order_as_it_is_now(orders):
+    first = place(orders, key="k1")
+    cancelled(orders, first["_id"])
+    order = an_order()
+    again, replayed = orders.create(order, api_event("order_created", order["id"]), "k1", "as sent")
+    assert (again["_id"], again["status"], replayed) == (first["_id"], "cancelled", True)
+
+
+def test_the_same_key_with_another_body_is_refused(orders):
+    place(orders, key="k1")
+    with pytest.raises(KeyReused):
+        place(orders, key="k1", fingerprint="something else")
+
+
+def test_a_key_belongs_to_its_owner(orders):
+    assert place(orders, key="k1", owner="shop")["_id"] != place(orders, key="k1", owner="kiosk")["_id"]
+
+
+def test_forty_requests_with_one_key_at_once_make_one_order(orders, database):
+    barrier = threading.Barrier(40)
+
+    def ask():
+        order = an_order()
+        barrier.wait(10)
+        return orders.create(order, api_event("order_created", order["id"]), "k1", "as sent")
+
+    with ThreadPoolExecutor(40) as crowd:
+        answers = [future.result(20) for future in [crowd.submit(ask) for _ in range(40)]]
+    assert len({document["_id"] for document, _ in answers}) == 1
+    assert [replayed for _, replayed in answers].count(False) == 1
+    assert database["orders"].count_documents({}) == 1
+
+
+def test_a_create_that_was_written_already_is_no_replay(orders):
+    """The first try's answer was lost: the batcher repeats the insert, which finds itself."""
+    order = an_order()
+    event = api_event("order_created", order["id"])
+    first = orders.create(order, event, "k1", "as sent")
+    assert orders.create(order, event, "k1", "as sent") == (first[0], False)
+
+
+# --- cancel
+
+
+def test_a_pending_order_can_be_cancelled(orders):
+    document, by_this_call = cancelled(orders, place(orders)["_id"])
+    assert (document["status"], by_this_call) == ("cancelled", True)
+    assert document["timeline"][-1].items() >= {"event": "order_cancelled", "by": "api"}.items()
+    assert document["outbox"][-1] == document["events"][-1]["id"] and len(document["outbox"]) == 2
+
+
+def test_cancelling_again_changes_nothing_and_says_so(orders):
+    first, _ = cancelled(orders, place(orders)["_id"])
+    assert cancelled(orders, first["_id"]) == (first, False)
+
+
+def test_a_cancel_that_was_written_already_is_still_this_calls(orders):
+    order_id = place(orders)["_id"]
+    event = api_event("order_cancelled", order_id)
+    first = orders.cancel(order_id, event)
+    assert orders.cancel(order_id, event) == first and first[1]
+
+
+@pytest.mark.parametrize("type", ["order_failed", "order_confirmed"])
+def test_an_order_that_ended_otherwise_cannot_be_cancelled(orders, type):
+    _, event = reserved(orders)
+    before, _ = record(orders, event, "shipping", answer(event, "shipping", type, reason="x", shipment=LABEL))
+    with pytest.raises(Conflict):
+        cancelled(orders, before["_id"])
+    assert orders.get(before["_id"]) == before
+
+
+# --- record
+
+
+def test_a_recorded_step_announces_what_follows(orders):
+    created = event_of(place(orders))
+    follows = answer(created, "inventory", "inventory_reserved")
+    document, where = record(orders, created, "inventory", follows, moves=HELD, attempt="a1")
+    assert where == "mine" and document["status"] == "pending"
+    assert document["steps"] == [{"step": f"inventory/{created.id}", "attempt": "a1", "moves": HELD}]
+    assert document["outbox"] == [created.id, follows.id] and document["events"][-1] == follows.envelope()
+    assert document["timeline"][-1].items() >= {"event": "inventory_reserved", "by": "inventory"}.items()
+
+
+def test_a_step_that_announces_nothing_is_done_in_the_timeline(orders):
+    created = event_of(place(orders))
+    document, where = record(orders, created, "audit")
+    assert where == "mine" and document["outbox"] == [created.id]
+    assert document["timeline"][-1].items() >= {"done": "order_created", "by": "audit"}.items()
+
+
+def test_a_confirmed_order_is_processed_and_has_its_shipment(orders):
+    _, event = reserved(orders)
+    document, _ = record(orders, event, "shipping", answer(event, "shipping", "order_confirmed", shipment=LABEL))
+    assert (document["status"], document["shipment"]) == ("processed", LABEL)
+
+
+def test_a_failed_order_has_its_reason(orders):
+    created = event_of(place(orders))
+    failed = answer(created, "inventory", "order_failed", reason="out_of_stock", detail="kept in the event")
+    document, _ = record(orders, created, "inventory", failed)
+    assert (document["status"], document["failureReason"]) == ("failed", "out_of_stock")
+    assert "detail" not in document and document["events"][-1]["data"]["detail"] == "kept in the event"
+
+
+def test_a_record_repeated_changes_nothing(orders):
+    created = event_of(place(orders))
+    follows = answer(created, "inventory", "inventory_reserved")
+    first = record(orders, created, "inventory", follows, moves=HELD, attempt="a1")
+    assert record(orders, created, "inventory", follows, moves=HELD, attempt="a1") == first
+
+
+def test_the_first_of_two_attempts_at_a_step_wins(orders):
+    created = event_of(place(orders))
+    first, _ = record(orders, created, "inventory", moves=HELD, attempt="a1")
+    second, where = record(orders, created, "inventory", Event("order_failed", reason="x"), attempt="a2")
+    assert where == "done" and second == first
+
+
+def test_of_forty_attempts_at_once_one_is_recorded(orders):
+    created = event_of(place(orders))
+    with ThreadPoolExecutor(40) as crowd:
+        futures = [crowd.submit(record, orders, created, "inventory", moves=HELD) for _ in range(40)]
+        answers = [future.result(20) for future in futures]
+    assert sorted(where for _, where in answers) == ["done"] * 39 + ["mine"]
+    assert len(orders.get(created.subject)["steps"]) == 1
+
+
+def test_two_handlers_record_the_same_event_each_for_itself(orders):
+    created = event_of(place(orders))
+    assert [record(orders, created, handler)[1] for handler in ("inventory", "audit")] == ["mine", "mine"]
+
+
+def test_a_step_does_not_count_once_the_status_moved_on(orders):
+    created = event_of(place(orders))
+    before, _ = cancelled(orders, created.subject)
+    document, where = record(
+        orders, created, "inventory", answer(created, "inventory", "inventory_reserved"), moves=HELD
+    )
+    assert where == "moved" and document == before
+
+
+def test_a_final_status_never_changes(orders):
+    _, event = reserved(orders)
+    confirmed = answer(event, "shipping", "order_confirmed", shipment=LABEL)
+    record(orders, event, "shipping", confirmed)
+    record(orders, event, "audit", answer(event, "audit", "order_failed", reason="late"))
+    assert orders.get(event.subject)["status"] == "processed"
+
+
+def test_an_attempt_that_is_void_never_wins_but_another_may(orders):
+    created = event_of(place(orders))
+    orders.void(created.subject, "a1")
+    before = orders.get(created.subject)
+    assert record(orders, created, "inventory", moves=HELD, attempt="a1") == (before, "void")
+    assert record(orders, created, "inventory", moves=HELD, attempt="a2")[1] == "mine"
+
+
+def test_what_an_order_holds_is_given_back_once(orders):
+    document, _ = reserved(orders)
+    ended = event_of(cancelled(orders, document["_id"])[0])
+    assert record(orders, ended, "inventory", moves=BACK)[1] == "mine"
+    before = orders.get(document["_id"])
+    assert record(orders, ended, "warehouse", moves=BACK) == (before, "open")
+    assert record(orders, ended, "warehouse")[1] == "mine"
+
+
+def test_the_timeline_keeps_the_newest_hundred(orders):
+    created = event_of(place(orders))
+    for number in range(105):
+        document, _ = record(orders, created, f"handler{number}")
+    assert len(document["timeline"]) == 100 and document["timeline"][-1]["by"] == "handler104"
+    assert len(document["steps"]) == 105
+
+
+@pytest.mark.parametrize("database", ["secantusdb"], indirect=True)  # mongomock stores anything
+def test_one_write_that_cannot_be_encoded_harms_no_other(orders):
+    good, bad = event_of(place(orders)), event_of(place(orders))
+    with ThreadPoolExecutor(2) as crowd:
+        culprit = crowd.submit(record, orders, bad, "inventory", answer(bad, "inventory", "inventory_reserved", x={1}))
+        assert record(orders, good, "inventory")[1] == "mine"
+        assert isinstance(culprit.exception(10), InvalidDocument)
+    assert orders.get(bad.subject)["steps"] == []
+
+
+# --- failures
+
+
+def test_a_failed_try_is_in_the_timeline_with_the_time_of_the_next(orders):
+    document, event = reserved(orders)
+    fail(orders, event, tries=2, wait=15.0)
+    document = orders.get(document["_id"])
+    line = document["timeline"][-1]
+    assert (
+        line.items()
+        >= {"failed": "inventory_reserved", "by": "shipping", "try": 2, "error": "ReadTimeoutError"}.items()
+    )
+    assert line["next"] == document["touched"] == line["at"] + timedelta(seconds=15)
+    assert document["parked"] == [] and document["due"] > document["touched"]
+
+
+def test_a_step_that_was_parked_shows_until_it_is_done(orders):
+    document, event = reserved(orders)
+    fail(orders, event, tries=4, wait=None)
+    document = orders.get(document["_id"])
+    assert view(document)["parked"] == ["shipping"]
+    assert document["timeline"][-1].items() >= {"parked": "inventory_reserved", "by": "shipping", "try": 4}.items()
+    assert "next" not in document["timeline"][-1]
+    document, _ = record(orders, event, "shipping")
+    assert document["parked"] == [] and "parked" not in view(document)
+
+
+def test_a_step_that_is_tried_again_is_no_longer_parked(orders):
+    document, event = reserved(orders)
+    fail(orders, event, tries=4, wait=None)
+    fail(orders, event, tries=1, wait=2.0)
+    assert orders.get(document["_id"])["parked"] == []
+
+
+def test_what_one_handler_does_leaves_what_another_parked(orders):
+    document, event = reserved(orders)
+    fail(orders, event, wait=None)
+    assert record(orders, event, "audit")[0]["parked"] == [step_name("shipping", event.id)]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+def test_a_new_status_forgets_what_was_parked_under_the_old(orders, how):
+    document, event = reserved(orders)
+    fail(orders, event, wait=None)
+    if how == "cancelled":
+        cancelled(orders, document["_id"])
+    else:
+        record(orders, event, "fraud", answer(event, "fraud", "order_failed", reason="fraud"))
+    assert orders.get(document["_id"])["parked"] == []
+
+
+def test_a_failure_written_twice_is_one_line(orders):
+    document, event = reserved(orders)
+    for _ in range(2):
+        fail(orders, event, attempt="a1")
+    assert [line.get("failed") for line in orders.get(document["_id"])["timeline"]].count("inventory_reserved") == 1
+
+
+@pytest.mark.parametrize("wait", [2.0, None])
+def test_a_failure_does_not_count_for_a_step_that_is_done_or_an_order_that_moved_on(orders, wait):
+    document, event = reserved(orders)
+    record(orders, event, "shipping")
+    fail(orders, event, "shipping", wait=wait)
+    cancelled(orders, document["_id"])
+    before = orders.get(document["_id"])
+    fail(orders, event, "audit", wait=wait)
+    assert orders.get(document["_id"]) == before
+    assert all("failed" not in line and "parked" not in line for line in before["timeline"])
+
+
+# --- the outbox
+
+
+def test_a_cleared_event_leaves_the_outbox_and_stays_an_event(orders):
+    document, event = reserved(orders)
+    orders.clear(document["_id"], event.id)
+    wait_for(lambda: orders.get(document["_id"])["outbox"] == document["outbox"][:1], 5)
+    assert len(orders.get(document["_id"])["events"]) == 2
+
+
+def test_the_size_of_the_outbox_counts_events_of_all_orders_and_knows_the_oldest(orders):
+    assert orders.outbox_size() == (0, None)
+    first, _ = reserved(orders)
+    second = place(orders)
+    assert orders.outbox_size() == (3, min(first["touched"], second["touched"]))
+    for document in (first, second):
+        for event_id in document["outbox"]:
+            orders.clear(document["_id"], event_id)
+    wait_for(lambda: orders.outbox_size() == (0, None), 5)
+
+
+# --- what is owed and held
+
+
+def test_an_order_owes_the_events_of_its_status_to_whoever_takes_them(orders):
+    document = place(orders)
+    created = event_of(document)
+    assert owed(document, TAKERS) == [("inventory", document["events"][0])]
+    document, _ = record(orders, created, "inventory", answer(created, "inventory", "inventory_reserved"))
+    assert owed(document, TAKERS) == [("shipping", document["events"][1])]
+    document, _ = cancelled(orders, document["_id"])
+    assert owed(document, TAKERS) == [("inventory", document["events"][2]), ("email", document["events"][2])]
+    for handler in ("inventory", "email"):
+        document, _ = record(orders, event_of(document), handler)
+    assert owed(document, TAKERS) == []
+
+
+def test_what_is_parked_is_not_owed(orders):
+    document, event = reserved(orders)
+    fail(orders, event, wait=None)
+    assert owed(orders.get(document["_id"]), TAKERS) == []
+
+
+def test_what_nobody_takes_is_not_owed(orders):
+    assert owed(place(orders), {}) == []
+
+
+def test_an_order_holds_what_its_recorded_steps_took_less_what_they_gave_back(orders):
+    document, event = reserved(orders)
+    assert holdings(document) == {"A1": 2}
+    document, _ = record(orders, event, "gifts", moves=[{"note": "g", "sku": "B2", "quantity": 1}] + HELD)
+    assert holdings(document) == {"A1": 4, "B2": 1}
+    document, _ = record(orders, event_of(cancelled(orders, document["_id"])[0]), "inventory", moves=BACK + BACK)
+    assert holdings(document) == {"B2": 1}
+
+
+# --- the sweep's writes
+
+
+def open_orders(orders):
+    return {document["_id"] for document in orders.due(100, now() + timedelta(days=1))}
+
+
+def test_a_new_order_is_due_ten_seconds_after_it_was_touched(orders):
+    document = place(orders)
+    assert orders.due(10, document["touched"] + timedelta(seconds=9.9)) == []
+    assert orders.due(10, document["touched"] + timedelta(seconds=10)) == [document]
+
+
+def test_the_orders_that_are_due_longest_come_first_and_only_so_many(orders, database):
+    documents = [place(orders) for _ in range(5)]
+    for age, document in enumerate(documents):
+        database["orders"].update_one({"_id": document["_id"]}, {"$set": {"due": now() - timedelta(hours=age)}})
+    assert [found["_id"] for found in orders.due(3, now())] == [documents[n]["_id"] for n in (4, 3, 2)]
+
+
+def test_an_order_is_closed_if_nothing_happened_since_it_was_read(orders):
+    document = place(orders)
+    orders.write([orders.close(document)])
+    assert open_orders(orders) == set()
+
+
+@pytest.mark.parametrize("happened", ["recorded", "cancelled", "failed", "parked"])
+def test_an_order_is_not_closed_if_something_happened_since_it_was_read(orders, happened):
+    document, event = reserved(orders)
+    if happened == "recorded":
+        record(orders, event, "shipping")
+    elif happened == "cancelled":
+        cancelled(orders, document["_id"])
+    else:
+        fail(orders, event, wait=None if happened == "parked" else 2.0)
+    orders.write([orders.close(document), orders.look_again(document, now() + timedelta(days=2), 7)])
+    assert open_orders(orders) == {document["_id"]} and orders.get(document["_id"])["sweeps"] == 0
+
+
+def test_a_closed_order_opens_when_something_happens_to_it(orders):
+    document = place(orders)
+    orders.write([orders.close(document)])
+    cancelled(orders, document["_id"])
+    assert open_orders(orders) == {document["_id"]}
+
+
+def test_an_order_to_be_looked_at_again_is_due_then(orders):
+    document, moment = place(orders), now() + timedelta(minutes=2)
+    orders.write([orders.look_again(document, moment, 3)])
+    document = orders.get(document["_id"])
+    assert (document["due"], document["sweeps"]) == (moment, 3)
+
+
+def test_a_void_wins_over_what_is_not_recorded(orders):
+    document = place(orders)
+    assert orders.void(document["_id"], "a1")["void"] == ["a1"]
+    assert orders.void(document["_id"], "a1")["void"] == ["a1"]
+
+
+def test_a_void_loses_to_what_is_recorded(orders):
+    created = event_of(place(orders))
+    document, _ = record(orders, created, "inventory", attempt="a1")
+    assert orders.void(created.subject, "a1") == document and document["void"] == []
+
+
+def test_the_void_of_an_order_that_is_not_there_is_nothing(orders):
+    assert orders.void("0193", "a1") is None
+
+
+def test_waking_all_makes_open_orders_due_and_forgets_what_was_parked(orders):
+    document, event = reserved(orders)
+    fail(orders, event, wait=None)
+    shut = place(orders)
+    orders.write([orders.close(shut)])
+    orders.wake_all()
+    assert [found["_id"] for found in orders.due(10, now())] == [document["_id"]]
+    woken = orders.get(document["_id"])
+    assert (woken["parked"], woken["sweeps"]) == ([], 0) and woken["touched"] < now() - timedelta(minutes=59)
+    assert woken["rev"] > document["rev"]
+
+
+def test_a_lease_is_held_by_one_until_it_runs_out(orders, database):
+    assert orders.take_lease("sweep", "me", 30) and orders.take_lease("sweep", "me", 30)
+    assert not orders.take_lease("sweep", "you", 30) and orders.take_lease("other", "you", 30)
+    database["leases"].update_one({"_id": "sweep"}, {"$set": {"until": now() - timedelta(seconds=1)}})
+    assert orders.take_lease("sweep", "you", 30) and not orders.take_lease("sweep", "me", 30)
+
+
+# --- listing
+
+
+def test_pages_come_newest_first_and_begin_behind_a_cursor(orders):
+    ids = sorted((place(orders)["_id"] for _ in range(7)), reverse=True)
+    pages = [
+        orders.page({}, None, 3),
+        orders.page({}, ids[2], 3),
+        orders.page({}, ids[5], 3),
+        orders.page({}, ids[6], 3),
+    ]
+    assert [[document["_id"] for document in page] for page in pages] == [ids[:3], ids[3:6], ids[6:], []]
+
+
+def test_a_page_holds_only_what_matches(orders):
+    mine, theirs = place(orders, owner="shop"), place(orders, owner="kiosk", customerId="bob")
+    cancelled(orders, mine["_id"])
+    assert [d["_id"] for d in orders.page({"owner": "kiosk"}, None, 5)] == [theirs["_id"]]
+    assert [d["_id"] for d in orders.page({"customerId": "bob", "status": "pending"}, None, 5)] == [theirs["_id"]]
+    assert [d["_id"] for d in orders.page({"status": "cancelled"}, None, 5)] == [mine["_id"]]
+
+
+# --- what is shown
+
+ALWAYS = {"id", "status", "customerId", "currency", "items", "total", "createdAt", "updatedAt"}
+ADDRESS = {"name": "Ada", "line1": "1 Main St", "city": "London", "postalCode": "N1", "country": "GB"}
+
+
+def test_an_order_shows_its_fields_and_nothing_of_the_inside(orders):
+    document = place(orders, key="k1")
+    assert set(view(document)) == ALWAYS | {"email", "timeline"}
+    assert set(view(document, timeline=False)) == ALWAYS | {"email"}
+
+
+def test_an_order_with_everything_shows_everything(orders):
+    document, event = reserved(orders, shippingAddress=ADDRESS)
+    document, _ = record(orders, event, "shipping", answer(event, "shipping", "order_confirmed", shipment=LABEL))
+    fail(orders, event_of(document), "email", wait=None)
+    shown = view(orders.get(document["_id"]))
+    assert set(shown) == ALWAYS | {"email", "shippingAddress", "shipment", "parked", "timeline"}
+    assert (shown["status"], shown["parked"], shown["shipment"]) == ("processed", ["email"], LABEL)
+
+
+def test_a_failed_order_shows_why(orders):
+    created = event_of(place(orders))
+    document, _ = record(
+        orders, created, "inventory", answer(created, "inventory", "order_failed", reason="unknown_sku")
+    )
+    assert view(document)["failureReason"] == "unknown_sku"
+
+
+def test_the_timeline_shows_what_the_design_says(orders):
+    document, event = reserved(orders)
+    fail(orders, event, tries=1, wait=2.0)
+    fail(orders, event, tries=2, wait=None)
+    document, _ = record(orders, event, "shipping", answer(event, "shipping", "order_confirmed", shipment=LABEL))
+    document, _ = record(orders, event_of(document), "email")
+    assert [set(line) for line in view(document)["timeline"]] == [
+        {"at", "event", "by"},
+        {"at", "event", "by"},
+        {"at", "failed", "by", "try", "error", "next"},
+        {"at", "parked", "by", "try", "error"},
+        {"at", "event", "by"},
+        {"at", "done", "by"},
+    ]
+
+
+def test_times_are_shown_in_utc_with_milliseconds_and_money_exactly(orders):
+    document = place(orders, quantity=3)
+    shown = view(document)
+    assert (
+        shown["createdAt"]
+        == shown["timeline"][0]["at"]
+        == document["createdAt"].isoformat(timespec="milliseconds") + "Z"
+    )
+    assert (shown["total"], shown["items"]) == (59.97, [{"sku": "A1", "quantity": 3, "price": 19.99}])
+
+
+def test_an_update_shows_in_updated_at(orders):
+    document = place(orders)
+    wait_for(lambda: now() > document["updatedAt"], 1)
+    assert cancelled(orders, document["_id"])[0]["updatedAt"] > document["updatedAt"]
+
+
+# --- a store that does not answer
+
+
+def test_an_order_that_is_not_there_is_none(orders):
+    assert orders.get("0193") is None and orders.ping()
+
+
+def test_a_store_that_is_away_is_store_away_everywhere():
+    with pymongo.MongoClient("mongodb://127.0.0.1:9", serverSelectionTimeoutMS=50) as client:
+        orders = Orders(client["orderproc"])
+        order = an_order()
+        for call in (
+            lambda: orders.due(1, now()),
+            lambda: orders.outbox_size(),
+            lambda: orders.take_lease("sweep", "me", 1),
+            lambda: orders.create(order, api_event("order_created", order["id"]), None, "as sent"),
+            lambda: orders.page({}, None, 1),
+        ):
+            with pytest.raises(StoreAway):
+                call()
+        assert not orders.ping()

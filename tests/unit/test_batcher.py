@@ -1,0 +1,418 @@
+"""Group commit: who shares a bulk, who gets which error, and that nobody waits for ever."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import mongomock
+import pytest
+from bson.errors import InvalidDocument
+from pymongo.errors import (
+    AutoReconnect,
+    BulkWriteError,
+    ExecutionTimeout,
+    NetworkTimeout,
+    OperationFailure,
+    ServerSelectionTimeoutError,
+    WTimeoutError,
+)
+
+from core import batcher
+from core.batcher import Batcher, Busy, Duplicate, StoreAway, Write
+from tests.conftest import wait_for
+
+
+def bulk_error(*refused: tuple[int, int], write_concern: bool = False) -> BulkWriteError:
+    errors = [{"index": index, "code": code, "errmsg": f"error {code}"} for index, code in refused]
+    return BulkWriteError({"writeErrors": errors, "writeConcernErrors": [{"code": 64}] if write_concern else []})
+
+
+class Collection:
+    """What the batcher sees of a store. `plan` says how the next bulks end (None: well); `hold` holds them up."""
+
+    name = "fake"
+
+    def __init__(self, *plan: Exception | None) -> None:
+        self.plan, self.documents = list(plan), {}
+        self.bulks: list[list[str]] = []
+        self.finds: list[list[str]] = []
+        self.hold, self.entered = threading.Event(), threading.Event()
+        self.hold.set()
+
+    def bulk_write(self, operations, ordered):
+        assert not ordered
+        self.bulks.append([operation._doc["_id"] for operation in operations])
+        self.entered.set()
+        assert self.hold.wait(10)
+        if any(isinstance(operation._doc.get("x"), set) for operation in operations):
+            raise InvalidDocument("cannot encode a set")
+        error = self.plan.pop(0) if self.plan else None
+        if error:
+            raise error
+        self.documents |= {operation._doc["_id"]: operation._doc for operation in operations}
+
+    def find(self, where):
+        self.finds.append(where["_id"]["$in"])
+        return [self.documents[id] for id in where["_id"]["$in"] if id in self.documents]
+
+
+def insert(id: str, **fields) -> Write:
+    return Write(None, {"_id": id, **fields})
+
+
+def nothing() -> None:
+    """Nothing to prepare."""
+
+
+@pytest.fixture(autouse=True)
+def short_pause(monkeypatch):
+    monkeypatch.setattr(batcher, "PAUSE", 0.01)
+
+
+@pytest.fixture
+def crowd():
+    with ThreadPoolExecutor(64) as pool:
+        yield pool
+
+
+def while_one_is_on_its_way(collection, group, crowd, calls):
+    """Run the calls while a first bulk is held, so that they gather; gives their futures when all is answered."""
+    collection.hold.clear()
+    first = crowd.submit(group.do, [insert("first")])
+    assert collection.entered.wait(5)
+    futures = [crowd.submit(call) for call in calls]
+    wait_for(lambda: len(group._waiting) == len(calls), 5)
+    collection.hold.set()
+    first.result(5)
+    return futures
+
+
+# --- sharing
+
+
+def test_whoever_is_alone_gets_a_batch_of_one_at_once():
+    collection = Collection()
+    group = Batcher(collection, nothing)
+    started = time.monotonic()
+    assert group.do([insert("a", n=1)], ["a"]) == {"a": {"_id": "a", "n": 1}}
+    assert (collection.bulks, collection.finds) == ([["a"]], [["a"]])
+    assert time.monotonic() - started < 0.5
+
+
+def test_many_threads_share_one_bulk_and_one_read(crowd):
+    collection = Collection()
+    group = Batcher(collection, nothing)
+    calls = [lambda id=f"o{n}": group.do([insert(id)], [id]) for n in range(40)]
+    answers = [future.result(5) for future in while_one_is_on_its_way(collection, group, crowd, calls)]
+    assert [list(answer) for answer in answers] == [[f"o{n}"] for n in range(40)]
+    assert [len(bulk) for bulk in collection.bulks] == [1, 40] and len(collection.finds) == 1
+
+
+def test_a_bulk_has_a_largest_size(crowd):
+    collection = Collection()
+    group = Batcher(collection, nothing, most=4)
+    calls = [lambda n=n: group.do([insert(f"{n}a"), insert(f"{n}b")]) for n in range(7)]
+    for future in while_one_is_on_its_way(collection, group, crowd, calls):
+        future.result(5)
+    assert [len(bulk) for bulk in collection.bulks] == [1, 4, 4, 4, 2]
+
+
+def test_more_writes_than_a_bulk_takes_go_in_one_all_the_same():
+    collection = Collection()
+    Batcher(collection, nothing, most=4).do([insert(str(n)) for n in range(9)])
+    assert [len(bulk) for bulk in collection.bulks] == [9]
+
+
+def test_a_read_alone_is_one_find_and_no_bulk():
+    collection = Collection()
+    assert Batcher(collection, nothing).do(read=["missing"]) == {}
+    assert (collection.bulks, collection.finds) == ([], [["missing"]])
+
+
+# --- errors
+
+
+def test_an_error_in_the_middle_of_a_bulk_answers_only_its_own_waiter(crowd):
+    collection = Collection(None, bulk_error((1, 11000), (3, 121)))
+    group = Batcher(collection, nothing)
+    calls = [lambda n=n: group.do([insert(str(n))]) for n in range(5)]
+    futures = while_one_is_on_its_way(collection, group, crowd, calls)
+    by_place = {bulk: futures[int(bulk)].exception(5) for bulk in collection.bulks[1]}
+    assert [type(error) for error in by_place.values()] == [type(None), Duplicate, type(None), RuntimeError, type(None)]
+    assert len(collection.bulks) == 2
+
+
+def test_an_error_of_any_of_its_writes_is_the_waiters(crowd):
+    group = Batcher(Collection(bulk_error((1, 11000))), nothing)
+    with pytest.raises(Duplicate):
+        group.do([insert("a"), insert("b"), insert("c")])
+
+
+def test_one_that_cannot_be_encoded_fails_only_the_culprit(crowd):
+    collection = Collection()
+    group = Batcher(collection, nothing)
+    calls = [lambda n=n: group.do([insert(str(n), x={1} if n == 2 else 1)], [str(n)]) for n in range(4)]
+    futures = while_one_is_on_its_way(collection, group, crowd, calls)
+    assert isinstance(futures[2].exception(5), InvalidDocument)
+    assert all(futures[n].result(5) for n in (0, 1, 3))
+
+
+UNKNOWN = [
+    AutoReconnect("gone"),
+    NetworkTimeout("timed out"),
+    ServerSelectionTimeoutError("nobody there"),
+    WTimeoutError("no majority"),
+    ExecutionTimeout("too slow"),
+    bulk_error(write_concern=True),
+    bulk_error((0, 11000), write_concern=True),
+]
+
+
+@pytest.mark.parametrize("error", UNKNOWN, ids=lambda error: type(error).__name__)
+def test_an_unknown_outcome_is_no_answer_and_the_same_write_is_repeated_until_acknowledged(error):
+    collection = Collection(error, error, error)
+    assert Batcher(collection, nothing).do([insert("a")], ["a"]) == {"a": {"_id": "a"}}
+    assert collection.bulks == [["a"]] * 4
+
+
+@pytest.mark.parametrize("error", UNKNOWN, ids=lambda error: type(error).__name__)
+def test_what_is_to_be_done_once_is_not_sent_again_and_those_beside_it_are(error, crowd):
+    collection = Collection(None, error, error)
+    group = Batcher(collection, nothing)
+    calls = [lambda n=n: group.do([insert(str(n))], [str(n)], once=n == 1) for n in range(3)]
+    futures = while_one_is_on_its_way(collection, group, crowd, calls)
+    assert isinstance(futures[1].exception(5), StoreAway)
+    assert futures[0].result(5) and futures[2].result(5)
+    assert [sorted(bulk) for bulk in collection.bulks] == [["first"], ["0", "1", "2"], ["0", "2"], ["0", "2"]]
+
+
+def test_what_is_done_once_is_answered_like_anything_else():
+    assert Batcher(Collection(), nothing).do([insert("a")], ["a"], once=True) == {"a": {"_id": "a"}}
+
+
+def test_a_lost_read_repeats_the_write_before_it():
+    collection = Collection()
+    answers = iter([AutoReconnect("gone")])
+    find = collection.find
+
+    def lost(where):
+        for error in answers:
+            raise error
+        return find(where)
+
+    collection.find = lost
+    assert Batcher(collection, nothing).do([insert("a")], ["a"]) == {"a": {"_id": "a"}}
+    assert collection.bulks == [["a"]] * 2
+
+
+def test_a_write_that_was_acknowledged_is_never_answered_with_the_error_of_the_read_behind_it():
+    """Whoever is told of an error other than StoreAway may undo what it did; the write is there."""
+    collection = Collection()
+
+    def refused(where):
+        raise OperationFailure("the read is refused")
+
+    collection.find = refused
+    with pytest.raises(StoreAway):
+        Batcher(collection, nothing).do([insert("a")], ["a"], seconds=0.3)
+
+
+# --- the store is away
+
+
+class Away(Collection):
+    """Nobody answers until `back`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.back = False
+
+    def bulk_write(self, operations, ordered):
+        if not self.back:
+            self.bulks.append([operation._doc["_id"] for operation in operations])
+            raise AutoReconnect("away")
+        super().bulk_write(operations, ordered)
+
+
+def test_every_waiter_has_its_deadline_and_is_not_written_for_after_it():
+    collection = Away()
+    group = Batcher(collection, nothing)
+    started = time.monotonic()
+    with pytest.raises(StoreAway, match="no answer"):
+        group.do([insert("early")], seconds=0.1)
+    assert 0.1 <= time.monotonic() - started < 0.5
+    wait_for(lambda: not group._trying, 5)
+    collection.back = True
+    group.do([insert("late")])
+    assert "early" not in collection.documents and collection.bulks[-1] == ["late"]
+
+
+def test_a_deadline_is_each_waiters_own(crowd):
+    collection = Away()
+    group = Batcher(collection, nothing)
+    away = collection.bulk_write
+
+    def held(operations, ordered):
+        collection.entered.set()
+        assert collection.hold.wait(5)
+        away(operations, ordered)
+
+    collection.bulk_write = held
+    collection.hold.clear()
+    futures = [crowd.submit(group.do, [insert("first")], (), 3)]
+    assert collection.entered.wait(5)
+    futures += [crowd.submit(group.do, [insert("short")], (), 0.2), crowd.submit(group.do, [insert("long")], (), 3)]
+    wait_for(lambda: len(group._waiting) == 2, 5)
+    collection.hold.set()
+    assert isinstance(futures[1].exception(1), StoreAway)
+    collection.back = True
+    assert [futures[0].exception(3), futures[2].exception(3)] == [None, None]
+    assert "short" not in collection.documents
+
+
+def test_while_it_is_away_only_one_waits_and_the_others_are_refused_at_once(crowd):
+    collection = Away()
+    group = Batcher(collection, nothing)
+    one = crowd.submit(group.do, [insert("one")], (), 5)
+    wait_for(lambda: group.away, 5)
+    started = time.monotonic()
+    others = [crowd.submit(group.do, [insert(f"other{n}")]) for n in range(50)]
+    assert {type(other.exception(1)) for other in others} == {StoreAway}
+    assert time.monotonic() - started < 0.5 and not one.done()
+    collection.back = True
+    one.result(2)
+    assert not group.away and group.do([insert("again")]) == {}
+    assert set(collection.documents) == {"one", "again"}
+
+
+def test_what_waited_when_it_went_away_is_written_when_it_is_back(crowd):
+    collection = Collection(AutoReconnect("away"), AutoReconnect("away"))
+    group = Batcher(collection, nothing)
+    calls = [lambda n=n: group.do([insert(str(n))]) for n in range(3)]
+    for future in while_one_is_on_its_way(collection, group, crowd, calls):
+        assert future.exception(5) is None
+    assert set(collection.documents) == {"first", "0", "1", "2"}
+
+
+# --- bounds
+
+
+def test_beyond_the_bound_the_answer_is_busy_and_nothing_was_done(crowd):
+    collection = Collection()
+    group = Batcher(collection, nothing, bound=3)
+
+    def one_more():
+        wait_for(lambda: len(group._waiting) == 3, 5)
+        with pytest.raises(Busy):
+            group.do([insert("too many")])
+        group.offer(insert("offered too many"))
+        collection.hold.set()
+
+    extra = crowd.submit(one_more)
+    collection.hold.clear()
+    first = crowd.submit(group.do, [insert("first")])
+    assert collection.entered.wait(5)
+    rest = [crowd.submit(group.do, [insert(str(n))]) for n in range(3)]
+    extra.result(5)
+    assert [future.result(5) for future in [first, *rest]] == [{}] * 4
+    assert set(collection.documents) == {"first", "0", "1", "2"}
+
+
+# --- a thread that died
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_batching_thread_is_a_log_line_and_never_a_hang(caplog):
+    def die() -> None:
+        raise SystemExit("dead")
+
+    group = Batcher(Collection(), die)
+    with pytest.raises(StoreAway):
+        group.do([insert("the one it died of")], seconds=0.2)
+    wait_for(lambda: not group._thread.is_alive(), 5)
+    started = time.monotonic()
+    with pytest.raises(StoreAway, match="dead"):
+        group.do([insert("later")])
+    group.offer(insert("later still"))
+    assert time.monotonic() - started < 0.2
+    assert ["the batching thread died" in record.message for record in caplog.records] == [True]
+
+
+# --- offers
+
+
+def test_an_offer_is_written_without_anybody_waiting():
+    collection = Collection()
+    collection.hold.clear()
+    Batcher(collection, nothing).offer(insert("a"), insert("b"))
+    collection.hold.set()
+    wait_for(lambda: set(collection.documents) == {"a", "b"}, 5)
+
+
+def test_an_offer_that_is_refused_raises_nowhere():
+    collection = Collection(bulk_error((0, 11000)))
+    group = Batcher(collection, nothing)
+    group.offer(insert("a"))
+    assert group.do([insert("b")]) == {}
+
+
+def test_an_offer_is_dropped_while_the_store_is_away(crowd):
+    collection = Away()
+    group = Batcher(collection, nothing)
+    one = crowd.submit(group.do, [insert("one")], (), 5)
+    wait_for(lambda: group.away, 5)
+    group.offer(insert("offered"))
+    collection.back = True
+    one.result(5)
+    assert set(collection.documents) == {"one"}
+
+
+# --- preparing
+
+
+def test_preparing_comes_before_the_first_bulk_and_once():
+    order, collection = [], Collection()
+    group = Batcher(collection, lambda: order.append(list(collection.bulks)))
+    group.do([insert("a")])
+    group.do([insert("b")])
+    assert order == [[]]
+
+
+def test_preparing_is_repeated_while_the_store_is_away():
+    failures = [AutoReconnect("away"), ServerSelectionTimeoutError("away")]
+
+    def prepare() -> None:
+        if failures:
+            raise failures.pop()
+
+    assert Batcher(Collection(), prepare).do([insert("a")], ["a"]) == {"a": {"_id": "a"}}
+
+
+def test_what_went_wrong_in_preparing_is_told_to_each_and_tried_again():
+    failures = [OperationFailure("index options conflict")]
+
+    def prepare() -> None:
+        if failures:
+            raise failures.pop()
+
+    collection = Collection()
+    group = Batcher(collection, prepare)
+    with pytest.raises(OperationFailure):
+        group.do([insert("a")])
+    assert collection.bulks == [] and group.do([insert("b")]) == {}
+
+
+# --- mongomock, which has no usable bulk
+
+
+def test_on_mongomock_the_same_writes_run_one_by_one_with_the_same_answers():
+    writes = [
+        insert("a"),
+        insert("a"),
+        Write({"_id": "a"}, {"$set": {"n": 1}}),
+        Write({"_id": "b"}, {"$set": {"n": 2}}, True),
+    ]
+    collection = mongomock.MongoClient()["orderproc"]["orders"]
+    errors = batcher.apply(collection, writes)
+    assert {index: type(error) for index, error in errors.items()} == {1: Duplicate}
+    assert list(collection.find()) == [{"_id": "a", "n": 1}, {"_id": "b", "n": 2}]

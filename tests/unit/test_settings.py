@@ -1,0 +1,136 @@
+"""The environment: what is taken, and which line stops the start."""
+
+from pathlib import Path
+
+import pytest
+
+from core.settings import VARIABLES, ApiKey, BadSetting, digest, load
+
+REQUIRED = ("MONGODB_URL", "AMQP_URL", "API_KEYS")
+GOOD = {"MONGODB_URL": "memory", "AMQP_URL": "embedded", "API_KEYS": "demo:demo-key:admin"}
+
+
+def complaint(**env: str) -> str:
+    with pytest.raises(BadSetting) as stopped:
+        load(GOOD | env, REQUIRED)
+    assert "\n" not in str(stopped.value)
+    return str(stopped.value)
+
+
+def test_without_any_setting_the_defaults_are_those_of_the_design():
+    settings = load({})
+    assert (settings.host, settings.port, settings.metrics_port) == ("127.0.0.1", 8080, 9090)
+    assert (settings.concurrency, settings.retry_delays) == (16, ("2", "15", "90"))
+    assert (settings.handlers, settings.handlers_dir.name, settings.data_dir) == ((), "handlers", Path("data"))
+    assert (settings.log_level, settings.log_format) == ("info", "")
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        load({}).port = 1
+
+
+@pytest.mark.parametrize("variable", REQUIRED)
+def test_a_missing_variable_is_named_with_what_it_must_be(variable):
+    text = complaint(**{variable: ""})
+    assert text.startswith(f"{variable}: ") and "it must be" in text
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("MONGODB_URL", "localhost:27017"),
+        ("MONGODB_URL", "amqp://localhost"),
+        ("AMQP_URL", "http://localhost"),
+        ("AMQP_URL", "memory"),
+        ("AMQP_URL", "amqp:"),
+        ("PORT", "eighty"),
+        ("PORT", "-1"),
+        ("PORT", "65536"),
+        ("PORT", "8080.5"),
+        ("PORT", "٨٠"),
+        ("CONCURRENCY", "0"),
+        ("WEB_THREADS", "0"),
+        ("METRICS_PORT", "1e3"),
+        ("RETRY_DELAYS", "2,soon"),
+        ("RETRY_DELAYS", "0"),
+        ("RETRY_DELAYS", "-1"),
+        ("RETRY_DELAYS", "inf"),
+        ("LOG_LEVEL", "loud"),
+        ("LOG_FORMAT", "xml"),
+    ],
+)
+def test_a_wrong_value_is_named_shown_and_set_right(variable, value):
+    text = complaint(**{variable: value})
+    assert text.startswith(f"{variable}: not {value!r}; it must be")
+
+
+def test_an_empty_value_is_the_default():
+    assert load({"PORT": "", "LOG_LEVEL": " "}).port == 8080
+
+
+def test_without_retry_delays_the_default_holds_but_an_empty_list_means_no_retries():
+    assert load({"RETRY_DELAYS": ""}).retry_delays == ()
+
+
+def test_delays_that_are_the_same_number_have_the_same_name():
+    assert load({"RETRY_DELAYS": "2.0, 02 ,0.50,100000"}).retry_delays == ("2", "2", "0.5", "100000")
+
+
+def test_words_are_taken_in_any_case():
+    assert load({"LOG_LEVEL": "DEBUG", "LOG_FORMAT": "Json"}).log_level == "debug"
+
+
+def test_handlers_are_a_list_of_names():
+    assert load({"HANDLERS": "email, shipping,"}).handlers == ("email", "shipping")
+
+
+@pytest.mark.parametrize(
+    ("mongodb", "amqp", "single"),
+    [
+        ("memory", "embedded", True),
+        ("embedded", "amqp://rabbit", True),
+        ("mongodb://mongo/shop", "embedded", True),
+        ("mongodb://mongo/shop", "amqps://rabbit", False),
+    ],
+)
+def test_a_part_that_lives_in_the_process_makes_it_a_single_process(mongodb, amqp, single):
+    assert load({"MONGODB_URL": mongodb, "AMQP_URL": amqp}).single_process is single
+
+
+# --- keys
+
+
+def test_a_key_has_a_name_a_secret_and_a_role_of_which_client_is_the_default():
+    keys = load({"API_KEYS": "shop:s3cret, eyes:look:read ,"}).api_keys
+    assert keys == {digest("s3cret"): ApiKey("shop", "client"), digest("look"): ApiKey("eyes", "read")}
+
+
+def test_a_name_may_have_several_secrets_with_one_role():
+    assert len(load({"API_KEYS": "shop:old,shop:new"}).api_keys) == 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ("shop", "entry 1"),
+        ("shop:", "entry 1"),
+        ("shop:s3cret:king", "entry 1"),
+        ("shop:s3cret:admin:more", "entry 1"),
+        ("a:s3cret,sho p:other", "entry 2"),
+        ("shop:sec ret", "entry 1"),
+        ("shop:s3cret,shop:other:admin", "second role"),
+        ("a:s3cret,b:s3cret", "repeats a secret"),
+    ],
+)
+def test_a_bad_key_is_named_by_its_place_and_never_shown(keys, why):
+    text = complaint(API_KEYS=keys)
+    assert why in text and "s3cret" not in text and "ret:" not in text
+
+
+def test_secrets_are_kept_as_digests_only():
+    assert "demo-key" not in repr(load(GOOD))
+
+
+def test_every_variable_of_the_table_is_a_field_of_the_settings():
+    assert {name.lower() for name in VARIABLES} == set(vars(load({})))

@@ -1,0 +1,102 @@
+"""Log lines, metrics and the health routes."""
+
+import io
+import json
+import logging
+
+import bottle
+import pytest
+
+from core import telemetry
+from core.telemetry import Lines, about, add_health
+
+
+def written(as_json: bool, message: str = "sent", error: Exception | None = None, **extra) -> str:
+    record = logging.makeLogRecord({"name": "core.bus", "levelname": "INFO", "msg": message, **extra})
+    if error:
+        record.exc_info = (type(error), error, error.__traceback__)
+    return Lines(as_json).format(record)
+
+
+def test_a_line_for_machines_is_one_json_object():
+    with about(order="0193", trace="4bf9"):
+        line = json.loads(written(True, "sent", queue="orders.email"))
+    assert line.pop("at").endswith("Z")
+    assert line.pop("level") == "INFO"
+    assert line == {
+        "logger": "core.bus", "message": "sent", "order": "0193", "trace": "4bf9", "queue": "orders.email"
+    }  # fmt: skip
+
+
+def test_a_line_for_people_has_the_fields_behind_the_message():
+    with about(order="0193"):
+        assert written(False, "sent", queue="orders.email").endswith("INFO    sent order=0193 queue=orders.email")
+
+
+def test_what_json_cannot_say_is_said_as_text():
+    assert "Decimal" in written(True, number=__import__("decimal").Decimal)
+
+
+def test_a_stack_stays_inside_its_one_line_of_json():
+    line = written(True, "stumbled", ValueError("two\nlines"))
+    assert "\n" not in line and "two\nlines" in json.loads(line)["stack"]
+
+
+def test_a_stack_comes_below_a_line_for_people():
+    assert written(False, "stumbled", ValueError("why")).splitlines()[-1] == "ValueError: why"
+
+
+def test_a_context_ends_with_its_block_also_when_it_is_left_by_an_error():
+    with pytest.raises(ValueError), about(order="outer"), about(order="inner", event="e"):
+        raise ValueError
+    assert "order" not in json.loads(written(True))
+
+
+def test_logging_goes_to_standard_error_as_json_where_that_is_no_terminal(monkeypatch):
+    root, output = logging.getLogger(), io.StringIO()
+    before = root.handlers[:], root.level
+    monkeypatch.setattr("sys.stderr", output)
+    try:
+        telemetry.set_up_logging("info", "")
+        logging.getLogger("core.bus").info("hello")
+        logging.getLogger("core.bus").debug("not this")
+        logging.getLogger("urllib3").info("nor this")
+    finally:
+        root.handlers[:], root.level = before
+    assert [json.loads(line)["message"] for line in output.getvalue().splitlines()] == ["hello"]
+
+
+# --- health
+
+
+def call(path: str, state: dict | None = None) -> tuple[int, str, bytes]:
+    app, answer = bottle.Bottle(), {}
+    add_health(app, lambda: state or {"ready": True})
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": path, "wsgi.input": io.BytesIO(), "wsgi.errors": io.StringIO()}
+    body = b"".join(app(environ, lambda status, headers, _: answer.update(status=status, headers=dict(headers))))
+    return int(answer["status"][:3]), answer["headers"]["Content-Type"], body
+
+
+def test_healthz_asks_nobody():
+    assert call("/healthz", {"ready": False})[0] == 200
+
+
+@pytest.mark.parametrize(("ready", "status"), [(True, 200), (False, 503)])
+def test_readyz_is_503_where_something_is_missing(ready, status):
+    state = {"ready": ready, "store": "up", "broker": "down"}
+    answer = call("/readyz", state)
+    assert answer[0] == status and json.loads(answer[2]) == state
+
+
+def test_metrics_are_in_prometheus_text_format_under_the_names_of_the_design():
+    telemetry.ORDERS.labels("pending").inc()
+    status, kind, body = call("/metrics")
+    assert status == 200 and kind.startswith("text/plain")
+    names = {line.split()[2] for line in body.decode().splitlines() if line.startswith("# TYPE orderproc_")}
+    assert {
+        "orderproc_http_request_seconds", "orderproc_orders_total", "orderproc_events_total", "orderproc_outbox_events",
+        "orderproc_outbox_oldest_seconds", "orderproc_deliveries_total", "orderproc_handler_seconds",
+        "orderproc_dead_messages", "orderproc_batch_size", "orderproc_store_commands_total",
+        "orderproc_sweep_resent_total",
+    } <= names  # fmt: skip
+    assert 'orderproc_orders_total{status="pending"}' in body.decode()
