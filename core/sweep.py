@@ -75,8 +75,9 @@ class Sweep(threading.Thread):
             return self._orders.close(document)
         self._outbox.announce(document)
         sweeps, moment = document["sweeps"], now()
-        if moment >= document["touched"] + patience(sweeps):
-            sweeps += self._resend(document, debts)
+        if moment >= document["touched"] + patience(sweeps) and self._resend(document, debts):
+            while document["touched"] + patience(sweeps) <= moment:  # many at once, after a time in which nobody swept
+                sweeps += 1
         due = document["touched"] + patience(sweeps)
         if waiting or due <= moment:
             due = moment + timedelta(seconds=10)
