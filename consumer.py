@@ -41,7 +41,8 @@ from core.sweep import Sweep
 log = logging.getLogger("consumer")
 GRACE = 9.0  # seconds from SIGTERM to the end, whatever hangs: what is cut off then comes again, as after a kill -9
 Handlers = dict[str, dict[str, Callable[..., Any]]]  # handler -> event type -> function
-OUTCOMES = {"done": "already", "moved": "lost"}  # where a step stands when this attempt was not the one
+OUTCOMES = {"mine": "done", "done": "already", "moved": "lost"}  # where a step stands: what came of the delivery
+FORWARD_AGAIN = 5.0  # seconds
 
 
 class BadHandler(BadSetting):
@@ -210,8 +211,7 @@ class Worker:
             delivery.release()
         except Exception:
             log.exception("a delivery went wrong in a way nobody thought of; it comes again")
-            delivery.release()
-            self._bus.rebuild()
+            self._come_again(delivery)
 
     def _handle(self, delivery: Delivery) -> str:
         try:
@@ -255,10 +255,10 @@ class Worker:
         if where == "mine":
             moves.settle()
             self._outbox.announce(order)
-            self._count(answers)
-            delivery.ack()
-            return "done"
-        moves.revert()
+            for status in [events.STATUS[answer.type] for answer in answers if answer.type in events.STATUS]:
+                telemetry.ORDERS.labels(status).inc()
+        else:
+            moves.revert()
         if where not in OUTCOMES:
             return self._try_later(delivery, event, attempt, TryAgain(where))
         delivery.ack()
@@ -274,23 +274,17 @@ class Worker:
         answers = [] if answer is None else [answer] if isinstance(answer, Event) else list(answer)
         return events.check_answers(event, handler, answers, event.order)
 
-    def _count(self, answers: list[Event]) -> None:
-        for answer in answers:
-            if answer.type in events.STATUS:
-                telemetry.ORDERS.labels(events.STATUS[answer.type]).inc()
-
     def _try_later(self, delivery: Delivery, event: Event, attempt: str, error: BaseException) -> str:
         tries, step = delivery.tries + 1, step_name(delivery.handler, event.id)
         delay = self._delays[tries - 1] if tries <= len(self._delays) else None
         name, place = type(error).__name__, traceback.extract_tb(error.__traceback__)[-1:]
-        where = f"{Path(place[0].filename).name}:{place[0].lineno}" if place else ""
+        where = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in place]  # not its text: it may name people
         log.warning(
             "a try failed",
             exc_info=log.isEnabledFor(logging.DEBUG),
             extra={"try": tries, "error": name, "where": where},
         )
-        wait = None if delay is None else float(delay)
-        self._orders.record_failure(event, step, attempt, tries, name, wait)
+        self._orders.record_failure(event, step, attempt, tries, name, None if delay is None else float(delay))
         if delay is None:
             return self._park(delivery, repr(error)[:200])
         self._forward(delivery, retry_queue(delivery.handler, delay), {"tries": tries})
@@ -301,15 +295,22 @@ class Worker:
         self._forward(delivery, dead_queue(delivery.handler), headers)
         return "parked"
 
+    def _come_again(self, delivery: Delivery) -> None:
+        delivery.release()
+        self._bus.rebuild()
+
     def _forward(self, delivery: Delivery, queue: str, headers: dict[str, Any]) -> None:
         # The copy first, the ack when it is confirmed: the other way round, a crash between them loses the message.
         def done(outcome: str) -> None:
             if outcome == "confirmed":
-                delivery.ack()
-            else:
-                log.error("could not be forwarded; it comes again", extra={"queue": queue, "outcome": outcome})
-                delivery.release()
-                self._bus.rebuild()
+                return delivery.ack()
+            log.error("not forwarded; trying again", extra={"queue": queue, "outcome": outcome})
+            if outcome == "returned":  # the queue is gone: have it declared anew
+                self._come_again(delivery)
+            else:  # the broker is away or full, and the message as safe with us as anywhere
+                again = threading.Timer(FORWARD_AGAIN, self._forward, [delivery, queue, headers])
+                again.daemon = True
+                again.start()
 
         id = delivery.id or str(uuid.uuid4())  # what has none is not ours, and must not pass for another that has none
         self._bus.publish(Message(id, "", delivery.body, queue=queue, headers=headers), done)
@@ -328,7 +329,12 @@ def serve_health(config: Settings, orders: Orders, bus: Bus) -> None:
 
     app = bottle.Bottle()
     telemetry.add_health(app, ready)
-    server = waitress.create_server(app, host=config.host, port=config.metrics_port, threads=2, ident=None)
+    try:
+        server = waitress.create_server(app, host=config.host, port=config.metrics_port, threads=2, ident=None)
+    except OSError as error:
+        raise BadSetting(
+            f"METRICS_PORT: cannot listen on {config.host} {config.metrics_port}: {error.strerror}"
+        ) from None
     threading.Thread(target=server.run, name="health", daemon=True).start()
 
 

@@ -1,0 +1,722 @@
+"""What only a real RabbitMQ shows: queues as declared, and a broker that misbehaves, dies, freezes and comes back."""
+
+import gc
+import json
+import random
+import threading
+import time
+import urllib.error
+import urllib.request
+import warnings
+from contextlib import contextmanager
+from itertools import pairwise
+
+import pika
+import pytest
+
+from core import publisher
+from core.bus import Admin, BadTopology, Message, Rabbit, dead_queue, main_queue, queues_of, retry_queue
+from core.outbox import Outbox
+from core.publisher import parameters
+from core.store import Orders, connect
+from tests import conftest
+from tests.broker_node import BrokerNode, installed
+from tests.carriers import Consumer, Process, Running, Told, place, run_command, running, write_handlers
+from tests.conftest import free_port, wait_for
+
+TOPOLOGY = {"inventory": ["order_created"], "email": ["order_created", "order_confirmed"]}
+DELAYS = ("0.2", "0.3")
+NOTICED = 6.0  # seconds: 5 to notice, 1 to put it right
+
+
+@contextmanager
+def channel_to(url: str):
+    connection = pika.BlockingConnection(parameters(url))
+    try:
+        yield connection.channel()
+    finally:
+        if connection.is_open:
+            connection.close()
+
+
+def length(url: str, queue: str) -> int:
+    with channel_to(url) as channel:
+        return channel.queue_declare(queue, passive=True).method.message_count
+
+
+def exists(url: str, queue: str) -> bool:
+    try:
+        return length(url, queue) >= 0
+    except pika.exceptions.ChannelClosedByBroker:
+        return False
+
+
+def put(url: str, queue: str, *bodies: bytes, **properties) -> None:
+    """As somebody who is not us would."""
+    with channel_to(url) as channel:
+        channel.confirm_delivery()
+        for body in bodies:
+            channel.basic_publish("", queue, body, pika.BasicProperties(**properties), mandatory=True)
+
+
+def created(number: int) -> Message:
+    return Message(f"event-{number}", "order_created", b'{"n": %d}' % number)
+
+
+@pytest.fixture
+def bus(rabbit):
+    bus = Rabbit(rabbit, DELAYS)
+    yield bus
+    bus.close()
+
+
+@pytest.fixture
+def no_looks(monkeypatch):
+    """Looking at queue lengths finds most losses as well, so leave it out."""
+    monkeypatch.setattr("core.bus.LOOK_EVERY", 3600)
+
+
+@pytest.fixture
+def session(bus):
+    with running(bus, TOPOLOGY) as session:
+        yield session
+
+
+@pytest.fixture
+def told(bus):
+    return Told(bus)
+
+
+# --- the topology ----------------------------------------------------------------------------------------------------
+
+
+def test_every_queue_has_the_arguments_of_the_design(rabbit, session):
+    again = {"x-dead-letter-exchange": "", "x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
+    expected = {
+        "orders.email": {"x-delivery-limit": 20, **again, "x-dead-letter-routing-key": "orders.email.dead"},
+        "orders.email.retry.0.2": {
+            "x-delivery-limit": 1_000_000, **again, "x-dead-letter-routing-key": "orders.email", "x-message-ttl": 200
+        },
+        "orders.email.retry.0.3": {
+            "x-delivery-limit": 1_000_000, **again, "x-dead-letter-routing-key": "orders.email", "x-message-ttl": 300
+        },
+        "orders.email.dead": {"x-delivery-limit": 1_000_000},
+    }  # fmt: skip
+    assert queues_of("email", DELAYS) == expected  # RabbitMQ compares not every argument
+    with channel_to(rabbit) as channel:
+        for queue, arguments in expected.items():
+            channel.queue_declare(queue, durable=True, arguments={"x-queue-type": "quorum", **arguments})
+        channel.exchange_declare("orders", "topic", durable=True)
+
+
+def test_what_is_published_is_persistent_and_carries_its_id_and_no_header_of_the_broker(rabbit):
+    bus = Rabbit(rabbit, DELAYS)
+    Running(bus, TOPOLOGY, ["inventory"]).end()
+    assert Told(bus).of(created(1)) == "confirmed"
+    bus.close()
+    with channel_to(rabbit) as channel:
+        _, properties, body = channel.basic_get(main_queue("email"), auto_ack=True)
+    assert (properties.delivery_mode, properties.message_id, body) == (2, "event-1", b'{"n": 1}')
+    assert properties.content_type == "application/cloudevents+json"
+    assert [name for name in properties.headers if name not in ("x-delivery-count",)] == []
+
+
+@pytest.mark.parametrize(
+    ("queue", "arguments", "named"),
+    [
+        ("orders.email.retry.0.2", {"x-message-ttl": 900}, "x-message-ttl"),
+        ("orders.email", {"x-dead-letter-routing-key": "elsewhere"}, "x-dead-letter-routing-key"),
+        ("orders.inventory.dead", {"x-queue-type": "classic"}, "x-queue-type"),
+    ],
+)
+def test_a_queue_with_another_argument_stops_the_start_and_says_what_to_do(rabbit, bus, queue, arguments, named):
+    given = {"x-queue-type": "quorum", **queues_of(queue.split(".")[1], DELAYS)[queue], **arguments}
+    if given["x-queue-type"] == "classic":
+        given = {"x-queue-type": "classic"}
+    with channel_to(rabbit) as channel:
+        channel.queue_declare(queue, durable=True, arguments=given)
+    with pytest.raises(BadTopology) as refused:
+        bus.consume(TOPOLOGY, list(TOPOLOGY), 16, print, threading.Event())
+    text = str(refused.value)
+    assert queue in text and named in text and "delete it" in text and "\n" not in text
+    assert not bus.consuming
+
+
+def test_a_consumer_that_finds_another_argument_exits_with_2_and_that_one_line(rabbit):
+    with channel_to(rabbit) as channel:
+        channel.queue_declare("orders.email", durable=True, arguments={"x-queue-type": "quorum"})
+    ran = run_command(
+        AMQP_URL=rabbit, MONGODB_URL=f"mongodb://127.0.0.1:{free_port()}/x", METRICS_PORT="0", LOG_LEVEL="error"
+    )
+    assert ran.returncode == 2
+    [line] = ran.stderr.splitlines()
+    assert line.startswith("queue orders.email is there with another argument x-")
+    assert "empty the queue and delete it" in line
+
+
+# --- losing parts of the broker --------------------------------------------------------------------------------------
+
+
+def flows(session: Running, told: Told, count: int = 1) -> None:
+    """Events go through: each of two handlers gets each."""
+    numbers = [random.randrange(10**9) for _ in range(count)]
+    for number in numbers:
+        told.publish(created(number))
+    missing = {("email", f"event-{n}") for n in numbers} | {("inventory", f"event-{n}") for n in numbers}
+    wait_for(lambda: not (missing - {(each.handler, each.id) for each in session.arrived}), NOTICED, "events flow")
+
+
+def test_a_channel_that_the_broker_closes_is_noticed_and_what_was_in_hand_comes_again(no_looks, session, told):
+    wait_for(lambda: session.bus.depths, what="the first look, which cannot be left out")
+    told.of(created(1))
+    first, second = session.wait(2)[:2]
+    first.ack()
+    told.of(created(2))
+    session.wait(4)
+    first.ack()  # twice is an error that costs the channel
+    wait_for(lambda: len(session.arrived) > 6, NOTICED, "what was in hand comes again")
+    again = sorted((each.handler, each.id) for each in session.arrived[4:7])
+    assert again == sorted((each.handler, each.id) for each in [second, *session.arrived[2:4]])
+    flows(session, told)
+
+
+def test_an_ack_from_before_a_reconnect_is_not_used_on_the_new_channel(session, told):
+    for number in range(3):
+        told.of(created(number))
+    before = session.wait(6)[:]
+    session.bus.rebuild()
+    session.wait(12)
+    for delivery in before:
+        delivery.ack()
+    flows(session, told)
+    assert len(session.arrived) == 14, "nothing came a third time"
+    assert sorted(each.id for each in session.arrived[6:12]) == sorted(each.id for each in before)
+
+
+def test_a_consumer_cancelled_by_the_deletion_of_its_queue_is_noticed_and_the_queue_is_back(
+    rabbit, no_looks, session, told
+):
+    wait_for(lambda: session.bus.depths, what="the first look, which cannot be left out")
+    with channel_to(rabbit) as channel:
+        channel.queue_delete(main_queue("email"))
+    wait_for(lambda: exists(rabbit, main_queue("email")), NOTICED, "the queue is back")
+    session.wait_until_up()
+    flows(session, told)
+
+
+@pytest.mark.parametrize("queue", [dead_queue("email"), main_queue("inventory")])
+def test_a_single_queue_that_vanishes_is_back_within_seconds(rabbit, session, told, queue):
+    with channel_to(rabbit) as channel:
+        channel.queue_delete(queue)
+    wait_for(lambda: exists(rabbit, queue), NOTICED + 1, f"{queue} is back")
+
+
+def test_when_all_queues_are_deleted_they_come_back_and_events_flow_again(rabbit, session, told):
+    conftest.delete_queues(rabbit, TOPOLOGY, DELAYS)
+    queues = [queue for name in TOPOLOGY for queue in queues_of(name, DELAYS)]
+    wait_for(lambda: all(exists(rabbit, queue) for queue in queues), NOTICED, "all queues are back")
+    session.wait_until_up()
+    flows(session, told)
+
+
+def test_an_exchange_that_vanishes_is_declared_again_and_unconfirmed_events_are_sent_again(rabbit, session, told):
+    with channel_to(rabbit) as channel:
+        channel.exchange_delete("orders")
+    outcome = told.of(created(1))
+    assert outcome == "returned", "its bindings are gone, so nobody claims that it arrived"
+    session.bus.rebuild()
+    wait_for(lambda: told.of(created(1)) == "confirmed", NOTICED, "the bindings are back")
+    flows(session, told)
+
+
+def test_a_connection_that_is_cut_is_replaced(rabbit, bus, session, told):
+    told.of(created(1))
+    bus._publisher._on_loop(lambda: bus._publisher._connection._transport.abort())  # as a router would
+    wait_for(lambda: not bus.up)
+    flows(session, told)
+
+
+# --- a broker that dies, freezes, comes late -------------------------------------------------------------------------
+
+own_node = pytest.mark.skipif(not installed("rabbitmq-server"), reason="rabbitmq-server is not installed here")
+
+
+@pytest.fixture(scope="module")
+def started_node(tmp_path_factory):
+    node = BrokerNode(tmp_path_factory.mktemp("node"))
+    conftest.used.add("a second broker, to be killed")
+    node.start()
+    yield node
+    node.kill()
+
+
+@pytest.fixture
+def node(started_node):
+    """A broker that tests may kill and freeze; when one ends it runs, without queues."""
+    yield started_node
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # nobody says goodbye to a frozen broker
+        gc.collect()
+    conftest.delete_queues(started_node.url(), TOPOLOGY, DELAYS)
+
+
+class Acking:
+    """Acks what arrives, and remembers it."""
+
+    def __init__(self) -> None:
+        self.ids: list[tuple[str, str]] = []
+
+    def __call__(self, delivery) -> None:
+        self.ids.append((delivery.handler, delivery.id))
+        delivery.ack()
+
+    def of(self, handler: str) -> set[str]:
+        return {id for name, id in self.ids if name == handler}
+
+
+@own_node
+def test_the_broker_itself_says_that_every_argument_is_as_designed(node):
+    bus = Rabbit(node.url(), DELAYS)
+    Running(bus, TOPOLOGY).end()
+    bus.close()
+    rows = json.loads(node.ctl("list_queues", "name", "durable", "arguments", "--formatter=json"))
+    for name in TOPOLOGY:
+        for queue, arguments in queues_of(name, DELAYS).items():
+            [row] = [row for row in rows if row["name"] == queue]
+            found = {argument: value for argument, _, value in row["arguments"]}
+            assert row["durable"] and found == {"x-queue-type": "quorum", **arguments}
+    bindings = json.loads(node.ctl("list_bindings", "--formatter=json"))
+    bound = {(each["routing_key"], each["destination_name"]) for each in bindings if each["source_name"] == "orders"}
+    assert bound == {(type, main_queue(name)) for name, types in TOPOLOGY.items() for type in types}
+
+
+@own_node
+def test_confirmed_events_survive_kill_9_and_what_was_unconfirmed_is_sent_by_itself(node):
+    bus, handled = Rabbit(node.url(), DELAYS), Acking()
+    Running(bus, TOPOLOGY).end()  # the queues are there, nobody consumes
+    node.let_queues_settle()
+    told = Told(bus)
+    for number in range(3000):
+        told.publish(created(number))
+    wait_for(lambda: told.count("confirmed") > 500)
+    node.kill()
+    before = told.count("confirmed")
+    for number in range(3000, 3200):
+        told.publish(created(number))
+    assert told.count("confirmed") < 3200, "the kill came in the middle"
+    node.start()
+    told.wait_until_confirmed(3200, 60)
+    assert before > 500 and all(outcomes == ["confirmed"] for outcomes in told.outcomes.values())
+    with running(bus, TOPOLOGY, prefetch=300, deliver=handled):
+        every = {f"event-{number}" for number in range(3200)}
+        wait_for(lambda: handled.of("email") == handled.of("inventory") == every, 60, "every event arrived")
+    bus.close()
+
+
+@own_node
+def test_consumers_come_back_by_themselves_after_kill_9_and_the_unacked_comes_again(node):
+    bus = Rabbit(node.url(), DELAYS)
+    with running(bus, TOPOLOGY, prefetch=50) as session:
+        told = Told(bus)
+        told.of(created(1))
+        session.wait(2)
+        node.let_queues_settle()
+        node.kill()
+        wait_for(lambda: not bus.up and not bus.consuming)
+        node.start()
+        session.wait(4, 40)
+        assert [each.id for each in session.arrived] == ["event-1"] * 4
+        flows(session, told, 20)
+    bus.close()
+
+
+@own_node
+def test_a_broker_frozen_for_20_seconds_hangs_nothing_and_all_goes_on_after(node):
+    bus, handled, longest = Rabbit(node.url(), DELAYS), Acking(), 0.0
+    with running(bus, TOPOLOGY, deliver=handled) as session:
+        told = Told(bus)
+        node.freeze()
+        until, number = time.monotonic() + 20, 0
+        while time.monotonic() < until:  # somebody takes orders all the while
+            began = time.monotonic()
+            told.publish(created(number))
+            longest = max(longest, time.monotonic() - began)
+            number += 1
+            session.stop.wait(0.05)
+        node.thaw()
+        told.wait_until_confirmed(number, 45)
+        every = {f"event-{n}" for n in range(number)}
+        wait_for(lambda: handled.of("email") == handled.of("inventory") == every, 30, "everything arrived")
+    assert longest < 0.5, "publish never blocks"
+    assert all(len(outcomes) == 1 for outcomes in told.outcomes.values())
+    bus.close()
+
+
+@own_node
+def test_a_confirm_that_does_not_come_ends_the_connection_and_the_event_is_sent_on_the_next(node, monkeypatch):
+    monkeypatch.setattr(publisher, "CONFIRM_WITHIN", 1.0)
+    bus = Rabbit(node.url(), DELAYS)
+    with running(bus, TOPOLOGY) as session:
+        told = Told(bus)
+        node.freeze()
+        told.publish(created(1))
+        began = time.monotonic()
+        wait_for(lambda: not bus.up, 8, "the deadline passed and the publisher hung up")
+        assert time.monotonic() - began > 1
+        assert told.outcomes == {}, "nobody knows yet"
+        node.thaw()
+        wait_for(lambda: told.outcomes["event-1"] == ["confirmed"], 30)
+        session.wait(2, 30)
+    bus.close()
+
+
+@own_node
+def test_a_broker_that_comes_late_is_found_and_gets_everything(tmp_path):
+    node, handled = BrokerNode(tmp_path), Acking()
+    bus = Rabbit(node.url(), DELAYS)
+    session = Running(bus, TOPOLOGY, deliver=handled, wait=False)
+    bus.start_publishing()
+    told = Told(bus)
+    for number in range(20):
+        told.publish(created(number))
+    assert not bus.up and not bus.consuming
+    try:
+        node.start()
+        session.wait_until_up(30)
+        wait_for(lambda: len(told.outcomes) == 20)
+        for id, outcomes in list(told.outcomes.items()):  # sent before there were queues: they come back, and wait
+            if outcomes == ["returned"]:
+                told.publish(Message(id, "order_created", b"{}"))
+        wait_for(lambda: len(handled.of("email")) == len(handled.of("inventory")) == 20)
+        session.end()
+        bus.close()
+    finally:
+        node.kill()
+
+
+# --- messages that are hard to send or to take -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "unsendable",
+    [
+        Message("unsendable", "x" * 300, b"{}"),
+        Message("x" * 300, "order_created", b"{}"),
+        Message("unsendable", "order_created", b"{}", headers={"tries": {1, 2}}),
+        Message("unsendable", "order_created", b"{}", headers={"error": "\ud800"}),
+    ],
+    ids=["routing key too long", "id too long", "header of no known type", "header that is no text"],
+)
+def test_a_message_that_cannot_be_sent_is_refused_and_stops_no_other(session, told, unsendable):
+    told.publish(created(1))
+    assert told.of(unsendable) == "refused"
+    assert told.of(created(2)) == "confirmed"
+    session.wait(4)
+
+
+def test_ten_thousand_messages_go_through_the_window(bus, capsys):
+    handled = Acking()
+    with running(bus, TOPOLOGY, prefetch=200, deliver=handled):
+        told, began = Told(bus), time.monotonic()
+        for number in range(10_000):
+            told.publish(created(number))
+        told.wait_until_confirmed(10_000, 60)
+        published = time.monotonic() - began
+        wait_for(lambda: len(handled.of("email")) == len(handled.of("inventory")) == 10_000, 60)
+        consumed = time.monotonic() - began
+    assert all(outcomes == ["confirmed"] for outcomes in told.outcomes.values())
+    with capsys.disabled():
+        print(f" [{10_000 / published:,.0f} confirmed/s into 2 queues, {20_000 / consumed:,.0f} delivered/s] ", end="")
+
+
+def test_a_message_that_brings_down_its_consumer_21_times_is_parked_by_the_broker(rabbit, session, told):
+    session.ack_all_and_end()
+    put(rabbit, main_queue("email"), b'{"crash": "me"}', message_id="crasher", delivery_mode=2)
+    for _ in range(21):
+        with channel_to(rabbit) as channel:
+            wait_for(lambda channel=channel: channel.basic_get(main_queue("email"))[0])  # and dies
+    wait_for(lambda: length(rabbit, dead_queue("email")) == 1)
+    [(body, headers)] = Admin(rabbit, "email", DELAYS).dead()
+    assert body == b'{"crash": "me"}'
+    assert headers["error"] == "delivery_limit" and headers["time"]
+
+
+# --- a whole consumer ------------------------------------------------------------------------------------------------
+
+GOOD = "def order_created(event, services): pass"
+BROKEN = """
+from pathlib import Path
+def order_created(event, services):
+    if not Path({flag!r}).exists():
+        raise LookupError("no such thing")
+"""
+
+
+@pytest.fixture
+def consume(rabbit, tmp_path):
+    """Starts a consumer with these handlers."""
+    started = []
+
+    def start(database=None, delays="0.2,0.3", query="", **handlers) -> Consumer:
+        folder = write_handlers(tmp_path / "handlers", **handlers)
+        url = rabbit + ("&" if "?" in rabbit else "?") + query
+        bus = Rabbit(url, delays.split(",") if delays else ())
+        started.append(Consumer(bus, folder, delays, database, url))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.end()
+
+
+def parked(url: str, handler: str = "email") -> list[tuple[bytes, dict]]:
+    return Admin(url, handler, DELAYS).dead()
+
+
+def test_poison_is_parked_at_once_with_its_error_and_the_neighbours_are_unaffected(rabbit, consume):
+    consumer = consume(email=GOOD)
+    consumer.end()
+    order = consumer.orders.get(place(consumer.orders))
+    valid = {**order["events"][0], "data": {"order": consumer.order(order["_id"])}}
+    valid["data"]["order"].pop("timeline")
+    nobodys = "01939e5a-0000-7000-8000-0000000000ff"
+    poison = [
+        b"\xff\xfenot even text", b"{", b"[]", b"null", b"",
+        json.dumps({**valid, "type": "order_exploded"}).encode(),
+        json.dumps({**valid, "type": ["order_created"]}).encode(),
+        json.dumps({**valid, "data": {}}).encode(),
+        json.dumps({**valid, "id": "not-a-uuid"}).encode(),
+        json.dumps({**valid, "subject": nobodys}).encode(),
+        b'{"type": "\\ud800"}', b"[" * 100_000, b"x" * 1_000_000,
+    ]  # fmt: skip
+    put(rabbit, main_queue("email"), *poison)  # all are in hand at once, and none has an id
+    consumer = consume(consumer.database, email=GOOD)
+    id = consumer.place()
+    wait_for(lambda: {"done": "order_created", "by": "email"} in consumer.timeline(id))
+    wait_for(lambda: length(rabbit, dead_queue("email")) == len(poison), 10, "all poison is parked")
+    found = parked(rabbit)
+    assert sorted(body for body, _ in found) == sorted(poison), "as it came"
+    assert all(headers["error"] and headers["tries"] == 1 and headers["time"].endswith("Z") for _, headers in found)
+    errors = {body: headers["error"] for body, headers in found}
+    assert "no order" in errors[poison[9]] and nobodys in errors[poison[9]]
+    assert "order_exploded" in errors[poison[5]]
+
+
+def test_a_handler_that_raises_is_retried_after_the_delays_then_parked_and_no_other_notices(
+    rabbit, consume, tmp_path
+):  # fmt: skip
+    flag = tmp_path / "fixed"
+    consumer = consume(email=BROKEN.format(flag=str(flag)), inventory=GOOD)
+    id = consumer.place()
+    wait_for(lambda: consumer.order(id).get("parked") == ["email"])
+    wait_for(lambda: length(rabbit, dead_queue("email")) == 1)
+
+    def steps() -> list[dict]:
+        return [line for line in consumer.timeline(id) if line.get("by") == "email"]
+
+    failed = {"failed": "order_created", "by": "email", "error": "LookupError"}
+    last = {"parked": "order_created", "by": "email", "error": "LookupError", "try": 3}
+    assert steps() == [{**failed, "try": 1}, {**failed, "try": 2}, last]
+    assert_waited(consumer, id, [0.2, 0.3])
+    [(_, headers)] = parked(rabbit)
+    assert headers["error"] == "LookupError('no such thing')" and headers["tries"] == 3
+    other = [line for line in consumer.timeline(id) if line.get("by") == "inventory"]
+    assert other == [{"done": "order_created", "by": "inventory"}], "once, and with no error"
+
+    listed = run_command("dead", AMQP_URL=rabbit, HANDLERS_DIR=str(tmp_path / "handlers"), RETRY_DELAYS="0.2,0.3")
+    assert id in listed.stdout and "LookupError" in listed.stdout
+
+    flag.touch()
+    assert Admin(rabbit, "email", DELAYS).redrive(10) == 1
+    wait_for(lambda: "parked" not in consumer.order(id))
+    assert steps() == [{**failed, "try": 1}, {**failed, "try": 2}, last, {"done": "order_created", "by": "email"}]
+    assert parked(rabbit) == []
+
+
+def assert_waited(consumer: Consumer, id: str, delays: list[float]) -> None:
+    document = consumer.orders.get(id)
+    tries = [line["at"] for line in document["timeline"] if "failed" in line or "parked" in line]
+    for (before, after), delay in zip(pairwise(tries), delays, strict=True):
+        assert delay <= (after - before).total_seconds() < delay + 1.5
+
+
+def test_a_handler_slower_than_the_heartbeat_runs_once_and_keeps_its_connection(consume, tmp_path, caplog):
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    slow = f"""
+import time
+def order_created(event, services):
+    with open({str(begun)!r}, "a") as begun, open({str(ended)!r}, "a") as ended:
+        print("once", file=begun, flush=True)
+        time.sleep(10)
+        print("once", file=ended, flush=True)
+"""
+    consumer = consume(query="heartbeat=4", email=slow)
+    id = consumer.place()
+    wait_for(lambda: consumer.timeline(id)[-1] == {"done": "order_created", "by": "email"})
+    consumer.end()
+    assert begun.read_text() == ended.read_text() == "once\n"
+    assert "lost the broker" not in caplog.text
+
+
+def test_without_retry_delays_it_is_parked_at_the_first_try(rabbit, consume, tmp_path):
+    consumer = consume(delays="", email=BROKEN.format(flag=str(tmp_path / "never")))
+    id = consumer.place()
+    wait_for(lambda: length(rabbit, dead_queue("email")) == 1)
+    assert [line.get("try") for line in consumer.timeline(id)] == [None, 1]
+
+
+def test_a_retry_queue_that_vanished_costs_a_redelivery_and_not_the_event(rabbit, consume, tmp_path):
+    flag = tmp_path / "fixed"
+    consumer = consume(delays="0.2", email=BROKEN.format(flag=str(flag)))
+    with channel_to(rabbit) as channel:
+        channel.queue_delete(retry_queue("email", "0.2"))
+    id = consumer.place()
+    wait_for(lambda: consumer.order(id).get("parked"), 20, "tried twice and parked")
+    wait_for(lambda: exists(rabbit, retry_queue("email", "0.2")))
+
+
+def test_a_redriven_message_starts_with_no_tries_and_no_header_of_the_broker(rabbit, consume):
+    consumer = consume(email=GOOD)
+    consumer.end()
+    put(rabbit, dead_queue("email"), b"{}", message_id="m", headers={"tries": 4, "x-death": [], "error": "e"})
+    assert Admin(rabbit, "email", DELAYS).redrive(10) == 1
+    with channel_to(rabbit) as channel:
+        _, properties, body = channel.basic_get(main_queue("email"))
+    assert (properties.message_id, properties.delivery_mode, body) == ("m", 2, b"{}")
+    assert set(properties.headers or {}) <= {"x-delivery-count"}
+
+
+def test_a_redrive_whose_queue_is_gone_takes_nothing_away(rabbit, consume):
+    consume(email=GOOD).end()
+    put(rabbit, dead_queue("email"), b"{}", message_id="m")
+    with channel_to(rabbit) as channel:
+        channel.queue_delete(main_queue("email"))
+    with pytest.raises(Exception, match="email|RabbitMQ"):
+        Admin(rabbit, "email", DELAYS).redrive(10)
+    wait_for(lambda: length(rabbit, dead_queue("email")) == 1)
+
+
+def test_while_the_store_is_away_messages_are_kept_no_try_is_spent_and_all_goes_on_by_itself(
+    consume, own_store_server
+):  # fmt: skip
+    consumer = consume(connect(own_store_server.url("orderproc")), email=GOOD)
+    id = place(consumer.orders)
+    document = consumer.orders.get(id)
+    own_store_server.stop()
+    wait_for(lambda: not consumer.orders.ping())
+    Outbox(consumer.orders, consumer.bus).announce(document)
+    threading.Event().wait(2)
+    own_store_server.start()
+    done = {"done": "order_created", "by": "email"}
+    wait_for(lambda: done in consumer.timeline(id), 20, "it goes on by itself")
+    assert consumer.timeline(id) == [{"event": "order_created", "by": "api"}, done]
+
+
+# --- a consumer as a process -----------------------------------------------------------------------------------------
+
+READY = 200, '{"ready": true, "store": "up", "broker": "up"}'
+SLOW = """
+import time
+from pathlib import Path
+def order_created(event, services):
+    Path({folder!r}, event.subject + ".begun").touch()
+    time.sleep({seconds})
+    Path({folder!r}, event.subject + ".ended").touch()
+"""
+
+
+@pytest.fixture
+def process(rabbit, tmp_path, store_server):
+    """Starts `python consumer.py` on the broker and a store of its own; `.orders` is that store."""
+    started, bus, name = [], Rabbit(rabbit, DELAYS), f"p{free_port()}"
+    url = store_server.url(name)
+
+    def start(**handlers) -> Process:
+        folder = write_handlers(tmp_path / "handlers", **handlers)
+        environment = {"MONGODB_URL": url, "AMQP_URL": rabbit, "RETRY_DELAYS": "0.2,0.3"}
+        environment |= {"HANDLERS_DIR": str(folder), "CONCURRENCY": "2", "METRICS_PORT": str(start.health)}
+        started.append(Process(tmp_path, **environment))
+        wait_for(lambda: asked(start.health, "readyz") == READY, what="the consumer is ready")
+        bus.start_publishing()
+        return started[-1]
+
+    start.bus, start.orders, start.folder, start.health = bus, Orders(connect(url)), tmp_path, free_port()
+    yield start
+    for each in started:
+        each.kill()
+    bus.close()
+
+
+def test_sigterm_finishes_what_is_in_hand_takes_nothing_new_and_exits_0(rabbit, process):
+    consumer = process(email=SLOW.format(folder=str(process.folder), seconds=2))
+    ids = [place(process.orders, process.bus) for _ in range(5)]
+    begun = wait_for(lambda: len(found := list(process.folder.glob("*.begun"))) == 2 and found)
+    assert consumer.terminate() == 0, consumer.log()
+    assert len(list(process.folder.glob("*.begun"))) == len(list(process.folder.glob("*.ended"))) == 2
+    finished = {path.stem for path in begun}
+    for id in ids:
+        assert (len(process.orders.get(id)["steps"]) == 1) == (id in finished), "in hand: done; the others: untouched"
+    wait_for(lambda: length(rabbit, main_queue("email")) == 3, what="the others wait in the queue")
+    assert "Traceback" not in consumer.log()
+
+
+def test_a_consumer_says_whether_it_is_ready_and_how_much_is_parked(rabbit, process):
+    consumer = process(email=GOOD)
+    put(rabbit, main_queue("email"), b"poison")
+    gauge = 'orderproc_dead_messages{handler="email"} 1.0'
+    wait_for(lambda: asked(process.health, "readyz") == READY and gauge in asked(process.health, "metrics")[1], 15)
+    assert consumer.terminate() == 0
+
+
+def asked(port: int, path: str) -> tuple[int, str] | None:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+    except OSError:
+        return None
+
+
+def test_sigterm_does_not_wait_for_ever_for_a_handler_that_hangs(rabbit, process):
+    consumer = process(email=SLOW.format(folder=str(process.folder), seconds=60))
+    place(process.orders, process.bus)
+    wait_for(lambda: list(process.folder.glob("*.begun")))
+    assert consumer.terminate() == 0, consumer.log()
+    wait_for(lambda: length(rabbit, main_queue("email")) == 1, what="its message is back")
+
+
+@own_node
+def test_sigterm_while_the_broker_is_frozen_ends_it_all_the_same(node, tmp_path):
+    folder = write_handlers(tmp_path / "handlers", email=GOOD)
+    store = f"mongodb://127.0.0.1:{free_port()}/x"
+    consumer = Process(tmp_path, MONGODB_URL=store, AMQP_URL=node.url(), HANDLERS_DIR=str(folder), RETRY_DELAYS="0.2")
+    try:
+        wait_for(lambda: exists(node.url(), main_queue("email")))
+        node.freeze()
+        assert consumer.terminate() == 0, consumer.log()
+    finally:
+        node.thaw()
+        consumer.kill()
+
+
+def test_kill_9_in_the_middle_of_a_handler_loses_nothing(process):
+    consumer = process(email=SLOW.format(folder=str(process.folder), seconds=1))
+    id = place(process.orders, process.bus)
+    wait_for(lambda: list(process.folder.glob("*.begun")))
+    consumer.kill()
+    process(email=SLOW.format(folder=str(process.folder), seconds=0))
+    wait_for(lambda: process.orders.get(id)["steps"], what="the next process does it")
+    assert len(process.orders.get(id)["steps"]) == 1
+
+
+def test_a_consumer_waits_for_servers_that_are_not_there_yet_and_ends_on_sigterm(tmp_path):
+    urls = {"MONGODB_URL": f"mongodb://127.0.0.1:{free_port()}/x", "AMQP_URL": f"amqp://127.0.0.1:{free_port()}"}
+    consumer = Process(tmp_path, **urls)
+    try:
+        wait_for(lambda: "lost the broker" in consumer.log())
+        assert consumer.terminate() == 0
+        assert "Traceback" not in consumer.log()
+    finally:
+        consumer.kill()

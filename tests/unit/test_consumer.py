@@ -1,0 +1,573 @@
+"""One delivery after another, driven by hand: what a worker makes of each, and when it lets go of the message."""
+
+import json
+import threading
+import uuid
+
+import mongomock
+import pytest
+from prometheus_client import REGISTRY
+
+from consumer import Worker, discover
+from core import settings, telemetry
+from core.bus import Delivery
+from core.events import Event, created_by_api, message_body, new_traceparent, parse
+from core.localbus import LocalBus
+from core.outbox import Outbox
+from core.services import FunctionFailed
+from core.settings import ROOT
+from core.stock import Stock
+from core.store import Orders, StoreAway, owed, view
+from tests.carriers import FakeBus, place, running
+from tests.conftest import wait_for
+
+LABEL = {"carrier": "Pigeon", "trackingNumber": "P1"}
+
+
+class Functions:
+    """Lambda functions that answer from a dict, and fail as often as told."""
+
+    def __init__(self) -> None:
+        self.calls, self.failures = [], 0
+
+    def invoke(self, function: str, payload: dict):
+        self.calls.append((function, payload))
+        if self.failures:
+            self.failures -= 1
+            raise FunctionFailed(f"{function}: ReadTimeout")
+        return LABEL
+
+
+class Desk:
+    """A worker with orders and stock in mongomock and a bus that remembers. `give` hands it one delivery."""
+
+    def __init__(self, bus=None, delays: str = "1,5", **handlers) -> None:
+        database = mongomock.MongoClient()["orderproc"]
+        self.orders, self.stock, self.bus = Orders(database), Stock(database), bus or FakeBus()
+        self.stock.fill({"A1": 10, "B2": 10})
+        self.functions, self.stop = Functions(), threading.Event()
+        self.handlers = {name: {each.__name__: each for each in taken} for name, taken in handlers.items()}
+        taken = {type for each in self.handlers.values() for type in each}
+        config = settings.load({"RETRY_DELAYS": delays})
+        self.outbox = Outbox(self.orders, self.bus, taken)
+        self.worker = Worker(
+            self.handlers, config, self.orders, self.stock, self.bus, self.outbox, self.functions, self.stop
+        )
+
+    def place(self, **fields) -> tuple[str, bytes]:
+        """A new order's id, and its order_created as it travels; it has left the outbox."""
+        id = place(self.orders, **fields)
+        self.orders.clear(id, self.orders.get(id)["outbox"][0])
+        wait_for(lambda: not self.orders.get(id)["outbox"])
+        return id, self.body(id)
+
+    def body(self, id: str, position: int = 0) -> bytes:
+        document = self.orders.get(id)
+        return message_body(document["events"][position], view(document, timeline=False))
+
+    def give(self, handler: str, body: bytes, tries: int = 0) -> list[str]:
+        """Deliver; gives a list that says how the delivery ended, once it did."""
+        ended: list[str] = []
+        message_id = json.loads(body)["id"] if body.startswith(b"{") else "m"
+        end = lambda acked: ended.append("acked" if acked else "released")  # noqa: E731
+        self.worker.deliver(Delivery(handler, body, message_id, tries, end))
+        return ended
+
+    def handle(self, handler: str, body: bytes, tries: int = 0) -> str:
+        ended = self.give(handler, body, tries)
+        wait_for(lambda: ended, 10, "the delivery ended")
+        assert len(ended) == 1
+        return ended[0]
+
+    def cancel(self, id: str) -> None:
+        self.orders.cancel(id, created_by_api("order_cancelled", id, new_traceparent()))
+
+    def lines(self, id: str, by: str = "email") -> list[dict]:
+        lines = view(self.orders.get(id))["timeline"]
+        return [{k: v for k, v in line.items() if k not in ("at", "next", "by")} for line in lines if line["by"] == by]
+
+    def available(self, sku: str = "A1") -> int:
+        return self.stock.get(sku)["available"]
+
+    def notes(self) -> list:
+        return [note for each in self.orders._orders.database["stock"].find() for note in each.get("notes", [])]
+
+
+@pytest.fixture
+def outcomes():
+    """How many deliveries of the handler `email` ended how, since the test began."""
+
+    def read() -> dict[str, float]:
+        named = ("done", "already", "lost", "retried", "parked")
+        labels = [{"handler": "email", "outcome": outcome} for outcome in named]
+        found = [REGISTRY.get_sample_value("orderproc_deliveries_total", each) or 0 for each in labels]
+        return dict(zip(named, found, strict=True))
+
+    before = read()
+    return lambda: {name: count - before[name] for name, count in read().items() if count > before[name]}
+
+
+def handler(type: str, does):
+    """A handler function for an event type."""
+
+    def function(event, services):
+        return does(event, services)
+
+    function.__name__ = type
+    return function
+
+
+def fails(event, services):
+    raise LookupError("no such thing")
+
+
+def created(does=lambda event, services: None):
+    return [handler("order_created", does)]
+
+
+# --- how a delivery ends ---------------------------------------------------------------------------------------------
+
+
+def test_done_the_step_is_recorded_before_the_ack(outcomes):
+    desk = Desk(email=created())
+    id, body = desk.place()
+    recorded = []
+    end = lambda acked: recorded.append((acked, len(desk.orders.get(id)["steps"])))  # noqa: E731
+    desk.worker.deliver(Delivery("email", body, "m", 0, end))
+    wait_for(lambda: outcomes() == {"done": 1})
+    assert recorded == [(True, 1)]
+    assert desk.lines(id) == [{"done": "order_created"}]
+    assert desk.bus.sent == []
+
+
+def test_done_the_answer_is_in_the_order_and_on_the_bus(outcomes):
+    desk = Desk(inventory=created(lambda event, services: Event("inventory_reserved")), email=created())
+    id, body = desk.place()
+    assert desk.handle("inventory", body) == "acked"
+    [message] = desk.bus.sent
+    answer = parse(message.body)
+    assert (answer.type, answer.source, answer.subject) == ("inventory_reserved", "/orderproc/handlers/inventory", id)
+    assert desk.lines(id, "inventory") == [{"event": "inventory_reserved"}]
+    assert desk.orders.get(id)["events"][1]["id"] == message.id
+    assert answer.trace == parse(body).trace
+
+
+def test_already_a_second_delivery_does_not_run_the_handler_again(outcomes):
+    ran = []
+    desk = Desk(email=created(lambda event, services: ran.append(event.id)))
+    id, body = desk.place()
+    assert [desk.handle("email", body), desk.handle("email", body)] == ["acked", "acked"]
+    wait_for(lambda: outcomes() == {"done": 1, "already": 1})
+    assert len(ran) == 1 and desk.lines(id) == [{"done": "order_created"}]
+
+
+def test_already_of_two_deliveries_at_the_same_time_one_counts_and_stock_is_taken_once():
+    both = threading.Barrier(2)
+
+    def take(event, services):
+        short = services.stock.take(event.order["items"])
+        both.wait(10)
+        return Event("order_failed", reason="out_of_stock") if short else Event("inventory_reserved")
+
+    desk = Desk(inventory=created(take))
+    id, body = desk.place()
+    first, second = desk.give("inventory", body), desk.give("inventory", body)
+    wait_for(lambda: first and second)
+    assert (first, second) == (["acked"], ["acked"])
+    wait_for(lambda: desk.available() == 8 and not desk.notes(), what="one take settled, the other taken back")
+    assert len(desk.orders.get(id)["steps"]) == 1 and len(desk.orders.get(id)["events"]) == 2
+    assert len({message.id for message in desk.bus.sent}) == 1
+
+
+def test_lost_an_order_that_was_cancelled_before_runs_no_handler(outcomes):
+    ran = []
+    desk = Desk(email=created(lambda event, services: ran.append(event)))
+    id, body = desk.place()
+    desk.cancel(id)
+    assert desk.handle("email", body) == "acked"
+    wait_for(lambda: outcomes() == {"lost": 1})
+    assert ran == [] and desk.lines(id) == []
+
+
+def test_lost_what_a_handler_took_for_an_order_cancelled_meanwhile_is_taken_back():
+    def take(event, services):
+        assert services.stock.take(event.order["items"]) == {}
+        desk.cancel(event.subject)
+        return Event("inventory_reserved")
+
+    desk = Desk(inventory=created(take))
+    id, body = desk.place()
+    assert desk.handle("inventory", body) == "acked"
+    assert desk.available() == 10 and desk.notes() == []
+    assert desk.orders.get(id)["status"] == "cancelled" and desk.orders.get(id)["steps"] == []
+    assert desk.bus.sent == [], "only recorded events are published"
+
+
+def test_retried_a_copy_goes_to_the_retry_queue_with_the_tries_and_the_order_shows_it(outcomes):
+    desk = Desk(email=created(fails))
+    id, body = desk.place()
+    assert desk.handle("email", body) == "acked"
+    [copy] = desk.bus.sent
+    assert (copy.queue, copy.headers, copy.body) == ("orders.email.retry.1", {"tries": 1}, body)
+    assert copy.id == json.loads(body)["id"] and copy.mandatory
+    wait_for(lambda: outcomes() == {"retried": 1})
+    assert desk.lines(id) == [{"failed": "order_created", "try": 1, "error": "LookupError"}]
+    document = desk.orders.get(id)
+    assert document["due"] > document["updatedAt"], "the sweep leaves it alone until the next try"
+
+
+def test_retried_each_try_waits_in_the_queue_of_its_own_delay():
+    desk = Desk(email=created(fails), delays="1,5,20")
+    _, body = desk.place()
+    for tries in range(4):
+        assert desk.handle("email", body, tries) == "acked"
+    assert [(copy.queue, copy.headers["tries"]) for copy in desk.bus.sent] == [
+        ("orders.email.retry.1", 1),
+        ("orders.email.retry.5", 2),
+        ("orders.email.retry.20", 3),
+        ("orders.email.dead", 4),
+    ]
+
+
+def test_parked_after_the_last_try_with_error_tries_and_time_and_the_order_shows_it(outcomes):
+    desk = Desk(email=created(fails))
+    id, body = desk.place()
+    assert desk.handle("email", body, tries=2) == "acked"
+    [copy] = desk.bus.sent
+    assert (copy.queue, copy.body) == ("orders.email.dead", body)
+    assert set(copy.headers) == {"error", "tries", "time"}
+    assert (copy.headers["error"], copy.headers["tries"]) == ("LookupError('no such thing')", 3)
+    wait_for(lambda: outcomes() == {"parked": 1})
+    assert desk.lines(id) == [{"parked": "order_created", "try": 3, "error": "LookupError"}]
+    assert view(desk.orders.get(id))["parked"] == ["email"]
+    assert owed(desk.orders.get(id), {"order_created": ["email"]}) == [], "the sweep does not send it again"
+
+
+def test_a_parked_step_that_is_done_later_is_parked_no_more():
+    working = []
+    desk = Desk(email=created(lambda event, services: None if working else fails(event, services)))
+    id, body = desk.place()
+    desk.handle("email", body, tries=2)
+    working.append("fixed")
+    desk.handle("email", body)
+    assert "parked" not in view(desk.orders.get(id))
+    assert desk.lines(id)[-1] == {"done": "order_created"}
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff", b"{", b"[]", b'{"type": "order_created"}', b"[" * 100_000])
+def test_parked_at_once_is_what_is_no_event(body, outcomes):
+    desk = Desk(email=created(lambda event, services: pytest.fail("it ran")))
+    ended = []
+    desk.worker.deliver(Delivery("email", body, "", 0, ended.append))
+    wait_for(lambda: outcomes() == {"parked": 1})
+    assert ended == [True]
+    [copy] = desk.bus.sent
+    assert (copy.queue, copy.body, copy.headers["tries"]) == ("orders.email.dead", body, 1)
+    assert copy.headers["error"] and len(copy.headers["error"]) < 1000
+
+
+def test_parked_at_once_is_an_event_of_an_order_that_does_not_exist():
+    desk = Desk(email=created())
+    id, body = desk.place()
+    desk.orders._orders.delete_one({"_id": id})
+    assert desk.handle("email", body) == "acked"
+    assert desk.bus.sent[0].headers["error"] == f"there is no order {id}"
+
+
+def test_an_event_the_handler_does_not_take_any_more_is_done():
+    desk = Desk(email=[handler("order_failed", fails)])
+    id, body = desk.place()
+    assert desk.handle("email", body) == "acked"
+    assert desk.lines(id) == [{"done": "order_created"}]
+
+
+# --- the copy first, the ack after -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tries", [0, 2], ids=["a retry", "a parked message"])
+def test_a_message_is_acked_when_its_copy_is_confirmed_and_not_before(tries):
+    desk = Desk(FakeBus(outcome=None), email=created(fails))
+    _, body = desk.place()
+    ended = desk.give("email", body, tries)
+    wait_for(lambda: desk.bus.sent)
+    assert ended == []
+    desk.bus.tell("confirmed")
+    assert ended == ["acked"] and desk.bus.rebuilt == 0
+
+
+def test_a_message_whose_copy_found_no_queue_comes_again_after_a_new_declaration():
+    desk = Desk(FakeBus("returned"), email=created(fails))
+    _, body = desk.place()
+    assert desk.handle("email", body) == "released"
+    wait_for(lambda: desk.bus.rebuilt == 1)
+
+
+@pytest.mark.parametrize("outcome", ["nacked", "refused", "dropped"])
+def test_a_message_whose_copy_was_not_taken_is_kept_and_copied_again(outcome, monkeypatch):
+    monkeypatch.setattr("consumer.FORWARD_AGAIN", 0.01)
+    desk = Desk(FakeBus(outcome), email=created(fails))
+    _, body = desk.place()
+    ended = desk.give("email", body)
+    wait_for(lambda: len(desk.bus.sent) > 2)
+    assert ended == [] and len({(copy.queue, copy.body) for copy in desk.bus.sent}) == 1
+    desk.bus.outcome = "confirmed"
+    wait_for(lambda: ended == ["acked"])
+    assert desk.bus.rebuilt == 0
+
+
+def test_a_delivery_that_goes_wrong_unexpectedly_comes_again_and_others_go_on(monkeypatch):
+    desk = Desk(email=created())
+    first, second = desk.place()[1], desk.place()[1]
+    monkeypatch.setattr("core.events.parse", lambda body: 1 / 0)
+    assert desk.handle("email", first) == "released" and desk.bus.rebuilt == 1
+    monkeypatch.undo()
+    assert desk.handle("email", second) == "acked"
+
+
+# --- the store is away -----------------------------------------------------------------------------------------------
+
+
+def away(times: int, then):
+    """Raises StoreAway that many times; counts down in `.left`."""
+
+    def call(*given, **named):
+        if call.left:
+            call.left -= 1
+            raise StoreAway("away")
+        return then(*given, **named)
+
+    call.left = times
+    return call
+
+
+@pytest.mark.parametrize("method", ["get", "record"])
+def test_while_the_store_is_away_the_message_is_kept_no_try_is_spent_and_it_goes_on_by_itself(method, monkeypatch):
+    desk = Desk(email=created())
+    id, body = desk.place()
+    call = away(2, getattr(desk.orders, method))
+    monkeypatch.setattr(desk.orders, method, call)
+    ended = desk.give("email", body)
+    wait_for(lambda: call.left == 1)
+    assert ended == []
+    wait_for(lambda: ended)
+    assert ended == ["acked"] and desk.bus.sent == []
+    assert desk.lines(id) == [{"done": "order_created"}]
+
+
+def test_a_failure_that_cannot_be_written_down_is_no_failure_yet(monkeypatch):
+    desk = Desk(email=created(fails))
+    id, body = desk.place()
+    monkeypatch.setattr(desk.orders, "record_failure", away(1, desk.orders.record_failure))
+    assert desk.handle("email", body) == "acked"
+    assert [copy.headers for copy in desk.bus.sent] == [{"tries": 1}]
+    assert desk.lines(id) == [{"failed": "order_created", "try": 1, "error": "LookupError"}]
+
+
+def test_a_store_that_goes_away_inside_a_handler_is_no_failure_of_the_handler(monkeypatch):
+    desk = Desk(inventory=created(lambda event, services: services.stock.take(event.order["items"]) and None))
+    id, body = desk.place()
+    monkeypatch.setattr(desk.stock, "take", away(1, desk.stock.take))
+    assert desk.handle("inventory", body) == "acked"
+    assert desk.bus.sent == [] and desk.lines(id, "inventory") == [{"done": "order_created"}]
+    wait_for(lambda: desk.available() == 8)
+
+
+def test_on_a_stop_a_message_that_waits_for_the_store_is_given_back(monkeypatch):
+    desk = Desk(email=created())
+    _, body = desk.place()
+    monkeypatch.setattr(desk.orders, "get", away(1000, None))
+    ended = desk.give("email", body)
+    desk.stop.set()
+    wait_for(lambda: ended, 5)
+    assert ended == ["released"] and desk.bus.sent == []
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (lambda: [Event("order_failed", reason="a"), Event("order_confirmed", shipment=LABEL)], "Invalid"),
+        (lambda: Event("order_created"), "Invalid"),
+        (lambda: Event("order_cancelled"), "Invalid"),
+        (lambda: Event("order_exploded"), "Invalid"),
+        (lambda: Event("order_failed"), "Invalid"),
+        (lambda: Event("order_failed", reason=7), "Invalid"),
+        (lambda: Event("order_failed", reason={1, 2}), "TypeError"),
+        (lambda: Event("order_failed", reason=float("nan")), "ValueError"),
+        (lambda: Event("inventory_reserved", blob="x" * 100_000), "Invalid"),
+        (lambda: "order_confirmed", "AttributeError"),
+        (lambda: 7, "TypeError"),
+        (lambda: [Event("inventory_reserved"), None], "AttributeError"),
+    ],
+    ids=[
+        "two with a status", "order_created", "order_cancelled", "no event type", "a field missing", "a wrong field",
+        "no JSON", "NaN", "too large", "a text", "a number", "a list with a hole",
+    ],
+)  # fmt: skip
+def test_an_answer_that_breaks_the_rules_counts_as_raising_and_what_was_taken_is_taken_back(answer, error):
+    def take(event, services):
+        services.stock.take(event.order["items"])
+        return answer()
+
+    desk = Desk(inventory=created(take))
+    id, body = desk.place()
+    assert desk.handle("inventory", body) == "acked"
+    assert [copy.queue for copy in desk.bus.sent] == ["orders.inventory.retry.1"]
+    assert desk.lines(id, "inventory") == [{"failed": "order_created", "try": 1, "error": error}]
+    document = desk.orders.get(id)
+    assert (document["status"], len(document["events"]), document["steps"]) == ("pending", 1, [])
+    assert desk.available() == 10 and desk.notes() == []
+
+
+def test_no_answer_changes_the_status_of_a_final_order():
+    again = [handler("order_failed", lambda event, services: Event("order_confirmed", shipment=LABEL))]
+    desk = Desk(inventory=created(lambda event, services: Event("order_failed", reason="out_of_stock")), email=again)
+    id, body = desk.place()
+    desk.handle("inventory", body)
+    assert desk.handle("email", desk.body(id, 1)) == "acked"
+    assert desk.bus.sent[-1].queue == "orders.email.retry.1"
+    assert desk.orders.get(id)["status"] == "failed"
+
+
+@pytest.mark.parametrize("way_out", [SystemExit(1), RecursionError(), AssertionError(), MemoryError()], ids=repr)
+def test_whatever_a_handler_raises_is_a_failed_try(way_out):
+    def leave(event, services):
+        raise way_out
+
+    desk = Desk(email=created(leave))
+    id, body = desk.place()
+    assert desk.handle("email", body) == "acked"
+    assert desk.lines(id) == [{"failed": "order_created", "try": 1, "error": type(way_out).__name__}]
+
+
+def test_a_handler_may_yield_its_answers():
+    def answers(event, services):
+        yield Event("order_confirmed", shipment=LABEL)
+
+    desk = Desk(email=created(answers))
+    id, body = desk.place()
+    assert desk.handle("email", body) == "acked"
+    assert [message.type for message in desk.bus.sent] == ["order_confirmed"]
+    assert desk.orders.get(id)["status"] == "processed" and view(desk.orders.get(id))["shipment"] == LABEL
+
+
+def test_the_ids_of_answers_are_derived_so_that_a_repeat_is_recognised():
+    def answers(event, services):
+        return [Event("inventory_reserved"), Event("inventory_reserved")]
+
+    ids = []
+    for _ in range(2):
+        desk = Desk(email=created(answers), inventory=created(answers))
+        parent = created_by_api("order_created", "0" * 8 + "-0000-0000-0000-" + "0" * 12, new_traceparent(), PARENT)
+        order = {"id": parent.subject, "owner": "ada", "customerId": "ada", "currency": "USD", "items": [], "total": 0}
+        items = [{"sku": "A1", "quantity": 1, "price": 100}]
+        desk.orders.create({**order, "items": items}, parent, None, "f")
+        desk.handle("email", desk.body(parent.subject))
+        ids.append([event["id"] for event in desk.orders.get(parent.subject)["events"][1:]])
+    assert ids[0] == ids[1]
+    parts = ["email/inventory_reserved/0", "email/inventory_reserved/1"]
+    assert ids[0] == [str(uuid.uuid5(uuid.UUID(PARENT), part)) for part in parts]
+
+
+PARENT = "2f1c8a54-7d53-4f57-9a3e-111111111111"
+
+
+def test_an_answer_that_no_handler_takes_is_sent_without_mandatory_and_leaves_the_outbox():
+    desk = Desk(inventory=created(lambda event, services: Event("inventory_reserved")))
+    id, body = desk.place()
+    desk.handle("inventory", body)
+    [message] = desk.bus.sent
+    assert (message.type, message.mandatory) == ("inventory_reserved", False)
+    wait_for(lambda: message.id not in desk.orders.get(id)["outbox"])
+
+
+def test_an_answer_that_some_handler_takes_is_mandatory_and_stays_in_the_outbox_when_it_comes_back():
+    reserve = created(lambda event, services: Event("inventory_reserved"))
+    desk = Desk(FakeBus("returned"), inventory=reserve, shipping=[handler("inventory_reserved", fails)])
+    id, body = desk.place()
+    assert desk.handle("inventory", body) == "acked", "the order has it; the sweep sends it"
+    [message] = desk.bus.sent
+    assert message.mandatory and message.id in desk.orders.get(id)["outbox"]
+
+
+def test_an_attempt_that_the_sweep_ruled_out_is_taken_back_and_tried_again():
+    def slow(event, services):
+        assert services.stock.take(event.order["items"]) == {}
+        if not ruled_out:  # the sweep thought this process dead
+            ruled_out.append(telemetry._context.get()["attempt"])
+            desk.orders.void(event.subject, ruled_out[0])
+        return Event("inventory_reserved")
+
+    ruled_out = []
+    desk = Desk(inventory=created(slow))
+    id, body = desk.place()
+    assert desk.handle("inventory", body) == "acked"
+    assert desk.available() == 10 and desk.orders.get(id)["steps"] == []
+    assert [copy.queue for copy in desk.bus.sent] == ["orders.inventory.retry.1"]
+    assert desk.handle("inventory", body, tries=1) == "acked"
+    wait_for(lambda: desk.available() == 8 and not desk.notes())
+
+
+def test_what_an_order_holds_is_given_back_once_whoever_asks_and_however_often():
+    give_back = lambda event, services: services.stock.give_back()  # noqa: E731
+    take = created(lambda event, services: services.stock.take(event.order["items"]) and None)
+    desk = Desk(inventory=[*take, handler("order_cancelled", give_back)], email=[handler("order_cancelled", give_back)])
+    id, body = desk.place()
+    desk.handle("inventory", body)
+    wait_for(lambda: desk.available() == 8 and not desk.notes())
+    desk.cancel(id)
+    cancelled = desk.body(id, 1)
+    for name in ("inventory", "email", "inventory", "email"):
+        assert desk.handle(name, cancelled) == "acked"
+    wait_for(lambda: desk.available() == 10 and not desk.notes())
+
+
+def test_a_slow_delivery_holds_up_no_other():
+    go_on = threading.Event()
+    desk = Desk(email=created(lambda event, services: go_on.wait(10) and None), inventory=created())
+    slow, quick = desk.place()[1], desk.place()[1]
+    waiting = desk.give("email", slow)
+    assert desk.handle("inventory", quick) == "acked" and waiting == []
+    go_on.set()
+    wait_for(lambda: waiting == ["acked"])
+
+
+# --- all of it, on the bus in one process ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shop():
+    """The three handlers of this project on the local bus."""
+    bus, found = LocalBus(), discover(ROOT / "handlers")
+    desk = Desk(bus, delays="0.05,0.05", **{name: list(taken.values()) for name, taken in found.items()})
+    topology = {name: list(taken) for name, taken in found.items()}
+    with running(bus, topology, deliver=desk.worker.deliver):
+        yield desk
+
+
+def test_an_order_goes_from_created_to_processed_and_is_mailed(shop):
+    id = place(shop.orders, shop.bus)
+    wait_for(lambda: shop.lines(id) == [{"done": "order_confirmed"}])
+    document = shop.orders.get(id)
+    assert (document["status"], view(document)["shipment"]) == ("processed", LABEL)
+    assert [function for function, _ in shop.functions.calls] == ["make_label", "send_email"]
+    assert shop.available() == 8
+    wait_for(lambda: shop.orders.get(id)["outbox"] == [])
+
+
+def test_a_function_that_fails_twice_is_called_a_third_time_and_inventory_never_notices(shop):
+    shop.functions.failures = 2
+    id = place(shop.orders, shop.bus)
+    wait_for(lambda: shop.lines(id) == [{"done": "order_confirmed"}])
+    failed = {"failed": "inventory_reserved", "error": "FunctionFailed"}
+    assert shop.lines(id, "shipping") == [{**failed, "try": 1}, {**failed, "try": 2}, {"event": "order_confirmed"}]
+    assert shop.lines(id, "inventory") == [{"event": "inventory_reserved"}] and shop.available() == 8
+
+
+def test_an_order_without_stock_fails_and_the_customer_is_told(shop):
+    id = place(shop.orders, shop.bus, items=[{"sku": "A1", "quantity": 11, "price": 1}], total=11)
+    wait_for(lambda: shop.lines(id) == [{"done": "order_failed"}])
+    assert view(shop.orders.get(id))["failureReason"] == "out_of_stock" and shop.available() == 10
+    wait_for(lambda: shop.lines(id, "shipping") == [{"done": "order_failed"}])

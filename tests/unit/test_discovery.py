@@ -1,0 +1,180 @@
+"""Finding handlers: what is taken, and every mistake that stops the start with one line that names file and fix."""
+
+import pytest
+
+from consumer import BadHandler, describe, discover
+from core.events import Event
+from core.settings import ROOT, BadSetting
+from tests.carriers import run_command, write_handlers
+from tests.fakes import event, services
+
+GOOD = "def order_created(event, services):\n    return None\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "handlers"
+
+
+def refusal(folder, wanted=(), **handlers: str) -> str:
+    """The one line that the start is refused with."""
+    with pytest.raises(BadSetting) as refused:
+        discover(write_handlers(folder, **handlers), wanted)
+    text = str(refused.value)
+    assert text and "\n" not in text
+    return text
+
+
+def test_the_three_handlers_of_this_project_are_found_with_what_they_take():
+    assert {name: sorted(taken) for name, taken in discover(ROOT / "handlers").items()} == {
+        "email": ["order_cancelled", "order_confirmed", "order_failed"],
+        "inventory": ["order_cancelled", "order_created", "order_failed"],
+        "shipping": ["inventory_reserved", "order_cancelled", "order_failed"],
+    }
+
+
+def test_one_file_dropped_into_the_folder_is_a_handler(folder):
+    write_handlers(folder, email=GOOD)
+    write_handlers(folder, loyalty="def order_confirmed(event, services):\n    services.log.info('points')\n")
+    found = discover(folder)
+    assert list(found) == ["email", "loyalty"] and list(found["loyalty"]) == ["order_confirmed"]
+    assert found["loyalty"]["order_confirmed"](event("order_confirmed"), services()) is None
+
+
+def test_helpers_imported_functions_classes_and_values_are_not_taken(folder):
+    source = """
+import json
+from json import dumps
+from core.events import Event, near
+from handlers.email import order_failed, order_cancelled
+
+LIMIT = 3
+
+class order_confirmed:
+    pass
+
+def _order_created(event, services): ...
+
+def inventory_reserved(event, services):
+    return Event("order_confirmed", shipment=_shipment())
+
+def _shipment():
+    return {"carrier": "x", "trackingNumber": dumps(LIMIT)}
+"""
+    found = discover(write_handlers(folder, mine=source))
+    assert list(found["mine"]) == ["inventory_reserved"]
+    answer = found["mine"]["inventory_reserved"](event("inventory_reserved"), services())
+    assert isinstance(answer, Event) and answer.data["shipment"]["trackingNumber"] == "3"
+
+
+def test_a_second_name_for_a_function_takes_a_second_event(folder):
+    found = discover(write_handlers(folder, mail=GOOD + "order_failed = order_created\n"))
+    assert list(found["mail"]) == ["order_created", "order_failed"]
+
+
+def test_files_that_start_with_an_underscore_and_other_files_are_left_alone(folder):
+    write_handlers(folder, email=GOOD, _shared="this is no python", __init__="nor this")
+    folder.joinpath("README.md").write_text("notes")
+    assert list(discover(folder)) == ["email"]
+
+
+def test_importing_a_handler_leaves_no_module_behind_for_another_folder_to_find(folder, tmp_path):
+    first = discover(write_handlers(folder, email=GOOD))
+    second = discover(write_handlers(tmp_path / "other", email="def order_failed(event, services): pass"))
+    assert (list(first["email"]), list(second["email"])) == (["order_created"], ["order_failed"])
+
+
+# --- what stops the start --------------------------------------------------------------------------------------------
+
+
+def test_a_misspelt_event_names_the_near_match(folder):
+    text = refusal(folder, email="def order_creatd(event, services): pass")
+    assert text.startswith(f"{folder / 'email.py'}: order_creatd is no event type")
+    assert "did you mean order_created?" in text and "start with _" in text
+
+
+def test_a_name_like_no_event_lists_the_events(folder):
+    text = refusal(folder, email=GOOD + "def zzz(event, services): pass")
+    assert "zzz" in text and "order_created" in text and "order_cancelled" in text
+
+
+def test_a_file_without_an_event_function_says_what_to_add(folder):
+    text = refusal(folder, email="def _helper(event, services): pass")
+    assert str(folder / "email.py") in text and "order_created" in text
+
+
+@pytest.mark.parametrize(
+    "signature", ["()", "(event)", "(event, services, more)", "(*, event, services)", "(event, *, services)"]
+)
+def test_wrong_arguments_say_the_right_ones(folder, signature):
+    text = refusal(folder, email=f"def order_created{signature}: pass")
+    assert str(folder / "email.py") in text and "order_created" in text and "(event, services)" in text
+
+
+@pytest.mark.parametrize("signature", ["(event, services)", "(e, s, more=1)", "(*both)", "(event, services, **more)"])
+def test_arguments_that_can_be_called_with_two_are_fine(folder, signature):
+    assert discover(write_handlers(folder, email=f"def order_created{signature}: pass"))
+
+
+def test_a_coroutine_is_refused_because_nobody_would_await_it(folder):
+    text = refusal(folder, email="async def order_created(event, services): pass")
+    assert str(folder / "email.py") in text and "async" in text
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "what"),
+    [
+        ("x = 1\ndef order_created(event, services:\n    pass\n", 2, "SyntaxError"),
+        ("x = 1\n\nimport no_such_module\n", 3, "no_such_module"),
+        ("import json\n\njson.loads('{')\n", 3, "JSONDecodeError"),
+        ("def f():\n    return 1 / 0\nf()\n", 2, "ZeroDivisionError"),
+        ("x = 1\nraise ValueError('two\\nlines')\n", 2, "ValueError"),
+        ("\n\nimport sys\nsys.exit(3)\n", 4, "SystemExit"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_names_the_line_in_that_file(folder, source, line, what):
+    text = refusal(folder, email=source)
+    assert text.startswith(f"{folder / 'email.py'}: line {line}: ") and what in text
+
+
+def test_an_unknown_name_in_handlers_names_the_near_match(folder):
+    text = refusal(folder, ["email", "shiping"], email=GOOD, shipping=GOOD)
+    assert text.startswith("HANDLERS: ") and "shiping" in text and "did you mean shipping?" in text
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_without_handlers_says_which_variable_names_it(folder, there):
+    if there:
+        folder.mkdir()
+    with pytest.raises(BadHandler, match="HANDLERS_DIR") as refused:
+        discover(folder)
+    assert str(folder) in str(refused.value)
+
+
+def test_a_file_name_that_cannot_name_a_queue_is_refused(folder):
+    assert "my-mail.py" in refusal(folder, **{"my-mail": GOOD})
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_map_has_a_line_for_each_event_a_handler_takes(folder):
+    lines = describe(discover(write_handlers(folder, email=GOOD + "def order_failed(event, services): pass")))
+    assert [line.split() for line in lines] == [
+        ["order_created", "->", "email", "->", "orders.email"],
+        ["order_failed", "->", "email", "->", "orders.email"],
+    ]
+
+
+def test_check_needs_no_settings_and_no_server():
+    ran = run_command("check")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert len(ran.stdout.splitlines()) == 9
+    assert "inventory_reserved   -> shipping     -> orders.shipping" in ran.stdout
+
+
+def test_check_exits_with_2_and_one_line_where_a_handler_is_wrong(folder):
+    write_handlers(folder, email="def order_creatd(event, services): pass")
+    ran = run_command("check", HANDLERS_DIR=str(folder))
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert len(ran.stderr.splitlines()) == 1 and "did you mean order_created?" in ran.stderr
