@@ -312,8 +312,7 @@ class Worker:
                 again.daemon = True
                 again.start()
 
-        id = delivery.id or str(uuid.uuid4())  # what has none is not ours, and must not pass for another that has none
-        self._bus.publish(Message(id, "", delivery.body, queue=queue, headers=headers), done)
+        self._bus.publish(Message(delivery.id, "", delivery.body, queue=queue, headers=headers), done)
 
 
 # --- health ------------------------------------------------------------------------------------------------------
