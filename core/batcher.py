@@ -9,22 +9,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pymongo import InsertOne, UpdateOne
-from pymongo.errors import (
-    BulkWriteError,
-    ConnectionFailure,
-    DuplicateKeyError,
-    ExecutionTimeout,
-    PyMongoError,
-    WTimeoutError,
-)
+from pymongo import InsertOne, UpdateOne, errors
 
 from core.telemetry import BATCH_SIZE
 
 log = logging.getLogger(__name__)
-OUTCOME_UNKNOWN = (ConnectionFailure, ExecutionTimeout, WTimeoutError)
+OUTCOME_UNKNOWN = (errors.ConnectionFailure, errors.ExecutionTimeout, errors.WTimeoutError)
 PAUSE = 0.2  # seconds between repeats while the store is away
 _mongomock_lock = threading.Lock()
 
@@ -53,20 +47,16 @@ class Write(NamedTuple):
     upsert: bool = False
 
 
+@dataclass(eq=False)
 class _Item:
-    def __init__(self, writes: Sequence[Write], read: Sequence[str], seconds: float, once: bool = False) -> None:
-        self.writes, self.read, self.once = writes, read, once
-        self.deadline = time.monotonic() + seconds
-        self.answered = threading.Event()
-        self.error: Exception | None = None
-        self.documents: dict[str, dict[str, Any]] = {}
+    writes: Sequence[Write]
+    read: Sequence[str]
+    deadline: float
+    once: bool = False
+    answer: Future[dict[str, Any]] = field(default_factory=Future)
 
     def is_waiting(self) -> bool:
-        return not self.answered.is_set() and self.deadline > time.monotonic()
-
-    def answer(self, error: Exception | None = None) -> None:
-        self.error = error
-        self.answered.set()
+        return not self.answer.done() and self.deadline > time.monotonic()
 
 
 class Batcher:
@@ -91,17 +81,16 @@ class Batcher:
         or at the first unknown outcome of what is to be done `once`; Busy; Duplicate; or what the driver says about
         these writes alone.
         """
-        item = self._put(_Item(writes, read, seconds, once))
-        if not item.answered.wait(seconds):
-            raise StoreAway(f"no answer within {seconds} s")
-        if item.error:
-            raise item.error
-        return item.documents
+        item = self._put(_Item(writes, read, time.monotonic() + seconds, once))
+        try:
+            return item.answer.result(seconds)
+        except TimeoutError:
+            raise StoreAway(f"no answer within {seconds} s") from None
 
     def offer(self, *writes: Write) -> None:
         """Write when there is room, without waiting: for what the sweep would repair."""
         try:
-            self._put(_Item(writes, (), seconds=30))
+            self._put(_Item(writes, (), time.monotonic() + 30))
         except StoreAway as reason:
             log.debug("an offered write was dropped", extra={"reason": str(reason)})
 
@@ -120,8 +109,7 @@ class Batcher:
     def _run(self) -> None:
         try:
             while True:
-                batch = self._gather()
-                self._flush(batch)
+                self._flush(self._gather())
                 self._trying = False
         except BaseException:
             log.exception("the batching thread died; everything that needs the store answers 503 until a restart")
@@ -140,16 +128,14 @@ class Batcher:
     def _flush(self, batch: list[_Item]) -> None:
         while batch := [item for item in batch if item.is_waiting()]:  # who gave up is not written for
             try:
-                self._attempt(batch)
-                return
+                return self._attempt(batch)
             except OUTCOME_UNKNOWN as error:
                 self._note_away(batch, error)
             except Exception as error:  # this batch cannot be sent at all: find the culprit
                 if len(batch) == 1:
-                    return batch[0].answer(error)
+                    return batch[0].answer.set_exception(error)
                 for item in batch:
                     self._flush([item])
-                return
 
     def _attempt(self, batch: list[_Item]) -> None:
         if not self._prepared:
@@ -157,19 +143,21 @@ class Batcher:
             self._prepared = True
         BATCH_SIZE.labels(self._collection.name).observe(len(batch))
         owners = [item for item in batch for _ in item.writes]
-        errors = apply(self._collection, [write for item in batch for write in item.writes]) if owners else {}
+        refused = apply(self._collection, [write for item in batch for write in item.writes]) if owners else {}
         found = self._read({key for item in batch for key in item.read})
         self.away = False
-        failed = {id(owners[index]): error for index, error in errors.items()}
+        failed = {owners[index]: error for index, error in refused.items()}
         for item in batch:
-            item.documents = {key: found[key] for key in item.read if key in found}
-            item.answer(failed.get(id(item)))
+            if item in failed:
+                item.answer.set_exception(failed[item])
+            else:
+                item.answer.set_result({key: found[key] for key in item.read if key in found})
 
     def _read(self, wanted: set[str]) -> dict[str, dict[str, Any]]:
         try:
             return {d["_id"]: d for d in self._collection.find({"_id": {"$in": sorted(wanted)}})} if wanted else {}
-        except PyMongoError as error:  # whatever it says, it says nothing about the writes, which may be there
-            raise ConnectionFailure(f"reading back: {error!r:.300}") from error
+        except errors.PyMongoError as error:  # whatever it says, it says nothing about the writes, which may be there
+            raise errors.ConnectionFailure(f"reading back: {error!r:.300}") from error
 
     def _note_away(self, batch: list[_Item], error: Exception) -> None:
         if not self.away:
@@ -177,7 +165,7 @@ class Batcher:
         self.away = True
         for item in batch:
             if item.once:
-                item.answer(StoreAway(f"nobody knows whether it was done: {error!r:.300}"))
+                item.answer.set_exception(StoreAway(f"nobody knows whether it was done: {error!r:.300}"))
         time.sleep(PAUSE)
 
 
@@ -186,28 +174,23 @@ def apply(collection: Any, writes: list[Write]) -> dict[int, Exception]:
     if type(collection).__module__.startswith("mongomock"):  # it has no usable bulk_write: the same, one by one
         with _mongomock_lock:
             return {n: error for n, write in enumerate(writes) if (error := _apply_one(collection, write))}
+    operations = [UpdateOne(w.filter, w.change, w.upsert) if w.filter else InsertOne(w.change) for w in writes]
     try:
-        collection.bulk_write([_operation(write) for write in writes], ordered=False)
-    except BulkWriteError as error:
+        collection.bulk_write(operations, ordered=False)
+    except errors.BulkWriteError as error:
         if error.details["writeConcernErrors"]:
-            raise WTimeoutError("written, but not acknowledged by a majority") from error
+            raise errors.WTimeoutError("written, but not acknowledged by a majority") from error
         return {each["index"]: _refusal(each["code"], each["errmsg"]) for each in error.details["writeErrors"]}
     return {}
 
 
-def _operation(write: Write) -> InsertOne[Any] | UpdateOne:
-    if write.filter is None:
-        return InsertOne(write.change)
-    return UpdateOne(write.filter, write.change, upsert=write.upsert)
-
-
 def _apply_one(collection: Any, write: Write) -> Exception | None:
     try:
-        if write.filter is None:
-            collection.insert_one(write.change)
+        if write.filter:
+            collection.update_one(*write)
         else:
-            collection.update_one(write.filter, write.change, upsert=write.upsert)
-    except DuplicateKeyError as error:
+            collection.insert_one(write.change)
+    except errors.DuplicateKeyError as error:
         return Duplicate(str(error))
     return None
 

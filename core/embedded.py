@@ -39,34 +39,26 @@ def store(folder: Path) -> Iterator[str]:
     program = Path(sys.executable).parent / "secantusd-py"
     if not program.exists():
         raise BadSetting("MONGODB_URL: embedded needs the packages of requirements-embedded.txt; or set it to memory")
-    _end_orphan(folder)
-    port = _free_port()
+    pid_file, port = folder.with_suffix(".pid"), _free_port()
+    recorded = pid_file.read_text() if pid_file.exists() else ""
+    if recorded.isdecimal() and _end(int(recorded), folder):
+        log.warning("ended the store that a killed process left")
     command = [str(program), "--port", str(port), "--storage-path", str(folder.absolute()), "--sync-on-commit"]
     with folder.with_suffix(".log").open("w") as output:
         # A session of its own: Ctrl-C in the terminal is ours to pass on, after the last write.
         child = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-    folder.with_suffix(".pid").write_text(str(child.pid))
+    pid_file.write_text(str(child.pid))
     try:
         _wait_for(port, child)
         # With retryable writes it scans its retry records on each write; ours are all repeatable by themselves.
         yield f"mongodb://127.0.0.1:{port}/orderproc?retryWrites=false&directConnection=true"
     finally:
-        end(child)
-
-
-def end(child: "subprocess.Popen[bytes]") -> None:
-    """Stop the store and wait for its end; until then its folder is taken."""
-    child.terminate()
-    try:
-        child.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        child.kill()
+        _end(child.pid, folder)
         child.wait()
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
         return probe.getsockname()[1]
 
 
@@ -81,29 +73,25 @@ def _wait_for(port: int, child: "subprocess.Popen[bytes]") -> None:
     raise BadSetting("MONGODB_URL: the embedded store did not start within 30 s; its log is in DATA_DIR")
 
 
-def _end_orphan(folder: Path) -> None:
-    try:
-        pid = int(folder.with_suffix(".pid").read_text())
-    except (OSError, ValueError):
-        return
+def _end(pid: int, folder: Path) -> bool:
+    """End the store that runs on the folder, and wait for it: until then the folder is taken. Whether there was one."""
+    found = _is_store(pid, folder)
     for number, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 5)):
         deadline = time.monotonic() + seconds
-        if _is_ours(pid, folder):
-            log.warning("ending the store that a killed process left", extra={"pid": pid, "signal": number.name})
+        if _is_store(pid, folder):
             os.kill(pid, number)
-        while _is_ours(pid, folder) and time.monotonic() < deadline:
+        while _is_store(pid, folder) and time.monotonic() < deadline:
             time.sleep(0.05)
+    return found
 
 
-def _is_ours(pid: int, folder: Path) -> bool:
-    command = _command(pid)
+def _is_store(pid: int, folder: Path) -> bool:
+    """The recorded process may be gone, and its number somebody else's."""
+    if Path("/proc/self").exists():
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_text()
+        except OSError:
+            return False
+    else:  # macOS
+        command = subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True).stdout
     return "secantusd" in command and str(folder.absolute()) in command
-
-
-def _command(pid: int) -> str:
-    if not Path("/proc/self").exists():  # macOS
-        return subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True).stdout
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""

@@ -24,12 +24,10 @@ STATUS = {
     "order_cancelled": "cancelled",
 }
 FINAL = ("processed", "failed", "cancelled")
-FACTS = {
-    "order_failed": ("reason", "failureReason"),
-    "order_confirmed": ("shipment", "shipment"),
-}  # event field -> order field
+FACTS = {"order_failed": {"reason": "failureReason"}, "order_confirmed": {"shipment": "shipment"}}  # field: order's
 FROM_API_ONLY = ("order_created", "order_cancelled")
 MOST_FAULTS = 20
+ATTRIBUTES = ("id", "source", "subject", "time", "orderstatus", "traceparent")  # of the envelope, as of Event
 LARGEST_EVENT = 64 * 1024  # bytes of one envelope; with its order it stays far below what any broker takes
 
 
@@ -40,9 +38,10 @@ class Invalid(Exception):
 class Event:
     """One thing that happened to one order. A handler gives type and data; recording it fills in the rest."""
 
+    id = source = subject = time = orderstatus = traceparent = ""
+
     def __init__(self, type: str, /, **data: Any) -> None:
         self.type, self.data = type, data
-        self.id = self.source = self.subject = self.time = self.orderstatus = self.traceparent = ""
 
     @property
     def order(self) -> dict[str, Any]:
@@ -56,12 +55,10 @@ class Event:
 
     def envelope(self) -> dict[str, Any]:
         """The CloudEvents envelope, as the outbox keeps it: without the order."""
+        attributes = {name: getattr(self, name) for name in ATTRIBUTES}
         data = {name: value for name, value in self.data.items() if name != "order"}
-        return {
-            "specversion": "1.0", "id": self.id, "source": self.source, "type": self.type, "subject": self.subject,
-            "time": self.time, "datacontenttype": "application/json", "orderstatus": self.orderstatus,
-            "traceparent": self.traceparent, "data": data,
-        }  # fmt: skip
+        fixed = {"specversion": "1.0", "datacontenttype": "application/json"}
+        return fixed | attributes | {"type": self.type, "data": data}
 
 
 def created_by_api(type: str, order_id: str, traceparent: str, event_id: str | None = None) -> Event:
@@ -106,9 +103,8 @@ def _parsed(envelope: dict[str, Any]) -> Event:
     except ValueError:
         raise Invalid(f"/id must be a UUID, not {envelope['id']!r:.100}") from None
     event = Event(envelope["type"], **envelope["data"])
-    event.id, event.source, event.subject = envelope["id"], envelope["source"], envelope["subject"]
-    event.time, event.orderstatus = envelope["time"], envelope["orderstatus"]
-    event.traceparent = new_traceparent(envelope.get("traceparent", ""))
+    vars(event).update({name: envelope.get(name, "") for name in ATTRIBUTES})
+    event.traceparent = new_traceparent(event.traceparent)
     return event
 
 
@@ -210,7 +206,7 @@ def now() -> datetime:
 
 def rfc3339(moment: datetime) -> str:
     """2026-01-31T09:30:00.000Z"""
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    return moment.isoformat(timespec="milliseconds") + "Z"
 
 
 def new_traceparent(given: str = "") -> str:

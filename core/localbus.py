@@ -4,8 +4,7 @@ The same verbs and promises as `bus.py`, but for what a broker's disk gives: an 
 and a `kill -9` forgets it. The orders still owe it, so the sweep sends it again at the next start.
 """
 
-import heapq
-import itertools
+import bisect
 import threading
 import time
 from collections import Counter, deque
@@ -21,12 +20,11 @@ class LocalBus:
 
     def __init__(self) -> None:
         self._queues: dict[str, deque[Message]] = {}
-        self._bindings: dict[str, list[str]] = {}
-        self._later: list[tuple[float, int, str, Message]] = []
+        self._topology: Topology = {}
+        self._later: list[tuple[float, str, Message]] = []  # when, into which queue; the soonest first
         self._known: set[tuple[str, str]] = set()  # (queue, id): queued or in hand
         self._in_hand: Counter[str] = Counter()
         self._changed = threading.Condition()
-        self._numbers = itertools.count()
         self.up, self.consuming = True, False
 
     @property
@@ -43,11 +41,13 @@ class LocalBus:
     def _route(self, message: Message) -> str:
         queue, _, delay = message.queue.partition(".retry.")
         if delay:
-            heapq.heappush(self._later, (time.monotonic() + float(delay), next(self._numbers), queue, message))
+            ripe = time.monotonic() + float(delay)
+            bisect.insort(self._later, (ripe, queue, message), key=lambda entry: entry[0])
             return "confirmed"
         if message.queue.endswith(".dead"):
             return "confirmed"
-        queues = [message.queue] if message.queue else self._bindings.get(message.type, [])
+        takers = [main_queue(name) for name, types in self._topology.items() if message.type in types]
+        queues = [message.queue] if message.queue else takers
         if any(queue not in self._queues for queue in queues) or (message.mandatory and not queues):
             return "returned"
         return "confirmed" if all([self._queue(queue, message) for queue in queues]) else "dropped"
@@ -67,11 +67,8 @@ class LocalBus:
     ) -> None:  # fmt: skip
         """Deliver until `stop`, then wait for what is in hand."""
         with self._changed:
+            self._topology = topology
             self._queues = {main_queue(name): self._queues.get(main_queue(name), deque()) for name in topology}
-            self._bindings = {}
-            for name, types in topology.items():
-                for type in types:
-                    self._bindings.setdefault(type, []).append(main_queue(name))
         self.consuming = True
         while not stop.is_set():
             for delivery in self._next(names, prefetch):
@@ -84,12 +81,13 @@ class LocalBus:
         with self._changed:
             found = self._take(names, prefetch)
             if not found:
-                self._changed.wait(self._pause())
+                ripe = self._later[0][0] - time.monotonic() if self._later else 1
+                self._changed.wait(min(0.2, max(0.001, ripe)))
             return found
 
     def _take(self, names: Sequence[str], prefetch: int) -> list[Delivery]:
         while self._later and self._later[0][0] <= time.monotonic():
-            _, _, queue, message = heapq.heappop(self._later)
+            _, queue, message = self._later.pop(0)
             self._known.discard((queue, message.id))
             self._queue(queue, message)
         taken = []
@@ -98,9 +96,6 @@ class LocalBus:
                 self._in_hand[name] += 1
                 taken.append(self._delivery(name, self._queues[main_queue(name)].popleft()))
         return taken
-
-    def _pause(self) -> float:
-        return min(0.2, max(0.001, self._later[0][0] - time.monotonic())) if self._later else 0.2
 
     def _delivery(self, name: str, message: Message) -> Delivery:
         def end(acked: bool) -> None:

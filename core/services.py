@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,18 +24,18 @@ class StockMoves:
 
     def __init__(self, stock: Stock, order: Document, attempt: str, last_try: bool) -> None:
         self._stock, self._order, self._attempt, self._last_try = stock, order, attempt, last_try
-        self._notes: list[tuple[str, dict[str, int]]] = []
+        self._notes: dict[str, dict[str, int]] = {}
         self._unsure = 0  # notes of which nobody knows whether they are there
 
     def take(self, items: list[dict[str, Any]]) -> dict[str, str]:
         """Hold all lines or none; gives {sku: "unknown_sku" or "out_of_stock"} of what is short; empty: held."""
-        lines: dict[str, int] = {}
+        lines: Counter[str] = Counter()
         for item in items:
-            lines[item["sku"]] = lines.get(item["sku"], 0) + int(item["quantity"])
+            lines[item["sku"]] += int(item["quantity"])
         note = self._note(lines)
         short = self._stock.take(note, self._order["_id"], lines)
         if short:
-            self._stock.revert(*self._notes.pop())
+            self._stock.revert(note, self._notes.pop(note))
         self._unsure -= 1
         if "in_doubt" in short.values() and not self._last_try:
             raise TryAgain("units that others hold provisionally may come back")
@@ -50,23 +51,25 @@ class StockMoves:
 
     def _note(self, moves: dict[str, int]) -> str:
         self._unsure += 1
-        self._notes.append((f"{self._attempt}.{len(self._notes)}", moves))
-        return self._notes[-1][0]
+        note = f"{self._attempt}.{len(self._notes)}"
+        self._notes[note] = moves
+        return note
 
     def moves(self) -> list[Document]:
         """What the order is to record: units held, negative where given back. Raises StoreAway where nobody knows."""
         if self._unsure:  # a handler may have swallowed it
             raise StoreAway("whether a stock move was made is not known")
-        return [{"note": note, "sku": sku, "quantity": n} for note, lines in self._notes for sku, n in lines.items()]
+        noted = self._notes.items()
+        return [{"note": note, "sku": sku, "quantity": n} for note, lines in noted for sku, n in lines.items()]
 
     def settle(self) -> None:
         """The order recorded the attempt: the moves are final."""
-        for note, lines in self._notes:
+        for note, lines in self._notes.items():
             self._stock.settle(note, lines)
 
     def revert(self) -> None:
         """The order will never record the attempt: undo it."""
-        for note, lines in self._notes:
+        for note, lines in self._notes.items():
             self._stock.revert(note, lines)
 
 
@@ -79,11 +82,10 @@ class Functions:
         from botocore.exceptions import BotoCoreError
 
         # One attempt: retrying is the queue's business, and boto3's own retries run a slow function three times.
-        once = Config(
-            retries={"total_max_attempts": 1}, connect_timeout=3, read_timeout=30, max_pool_connections=connections
-        )
+        once: Any = {"retries": {"total_max_attempts": 1}, "max_pool_connections": connections}
+        config = Config(**once, connect_timeout=3, read_timeout=30)
         try:
-            self._client, self._names = boto3.client("lambda", config=once, **client), names
+            self._client, self._names = boto3.client("lambda", config=config, **client), names
         except BotoCoreError as error:
             raise BadSetting(f"AWS_*: {error}") from None
 

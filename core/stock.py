@@ -29,9 +29,7 @@ class Stock:
 
     def page(self, after: str | None, limit: int) -> list[Document]:
         """At most `limit` entries by SKU, beginning behind `after`."""
-        if self._batch.away:
-            self._batch.do(read=["-"])  # refused at once while somebody else is finding out
-        with answering():
+        with answering(self._batch):
             behind = {"_id": {"$gt": after}} if after else {}
             return [_view(document) for document in self._stock.find(behind).sort("_id", 1).limit(limit)]
 
@@ -46,9 +44,8 @@ class Stock:
 
     def fill(self, catalogue: dict[str, int]) -> None:
         """Insert SKUs that are missing; never over what is there."""
-        for sku, available in catalogue.items():
-            write = Write({"_id": sku}, {"$setOnInsert": {"available": available}}, upsert=True)
-            self._batch.do([write], seconds=10)
+        missing = {sku: {"$setOnInsert": {"available": available}} for sku, available in catalogue.items()}
+        self._batch.do([Write({"_id": sku}, change, upsert=True) for sku, change in missing.items()], seconds=10)
 
     # --- provisional moves: sent once. Were one repeated and settled, a lost copy could still arrive and make its note
     # anew; the note of an attempt that gave up is reverted by the sweep, whenever it appears.
@@ -77,7 +74,7 @@ class Stock:
 
     def old_notes(self, before: datetime, limit: int) -> list[tuple[str, Document]]:
         """(sku, note) of notes made before a moment: their maker is dead, or slow enough to be ruled out."""
-        with answering():
+        with answering(self._batch):
             found = list(self._stock.find({"notes.at": {"$lt": before}}).limit(limit))
         return [(document["_id"], note) for document in found for note in document["notes"] if note["at"] < before]
 
@@ -91,14 +88,16 @@ def _view(document: Document) -> Document:
 
 
 def _take(sku: str, units: int, note: str, order_id: str) -> Write:
-    entry = {"id": note, "order": order_id, "settle": 0, "revert": units, "at": now()}
     free = {"_id": sku, "available": {"$gte": units}, "notes.id": {"$ne": note}}
-    return Write(free, {"$inc": {"available": -units}, "$push": {"notes": entry}})
+    return Write(free, {"$inc": {"available": -units}, "$push": {"notes": _note(note, order_id, revert=units)}})
 
 
 def _give(sku: str, units: int, note: str, order_id: str) -> Write:
-    entry = {"id": note, "order": order_id, "settle": units, "revert": 0, "at": now()}
-    return Write({"_id": sku, "notes.id": {"$ne": note}}, {"$push": {"notes": entry}})
+    return Write({"_id": sku, "notes.id": {"$ne": note}}, {"$push": {"notes": _note(note, order_id, settle=units)}})
+
+
+def _note(id: str, order_id: str, settle: int = 0, revert: int = 0) -> Document:
+    return {"id": id, "order": order_id, "settle": settle, "revert": revert, "at": now()}
 
 
 def _end(sku: str, note: str, units: int) -> Write:

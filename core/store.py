@@ -5,7 +5,7 @@ false, so the first writer wins and every write may be repeated. The outbox patt
 in one write): https://microservices.io/patterns/data/transactional-outbox.html
 """
 
-import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -16,13 +16,11 @@ from pymongo.errors import DuplicateKeyError, PyMongoError
 from pymongo.monitoring import CommandListener, CommandStartedEvent
 from pymongo.write_concern import WriteConcern
 
-from core.batcher import Batcher, Busy, Duplicate, StoreAway, Write
+from core.batcher import Batcher, Duplicate, StoreAway, Write
 from core.events import FACTS, STATUS, Event, now, rfc3339
 from core.money import from_minor
 from core.telemetry import STORE_COMMANDS
 
-__all__ = ["Busy", "Conflict", "KeyReused", "Orders", "StoreAway", "connect", "standing", "step_name", "view"]
-log = logging.getLogger(__name__)
 TIMELINE_KEPT = 100
 EPOCH = datetime(1970, 1, 1)
 FIRST_LOOK = timedelta(seconds=10)  # how long an open order is left alone before the sweep looks at it
@@ -67,9 +65,11 @@ def connect(url: str) -> Any:
 
 
 @contextmanager
-def answering() -> Iterator[None]:
-    """Turns what the driver raises for a plain read into StoreAway."""
+def answering(batch: Batcher) -> Iterator[None]:
+    """Around a plain read: refused at once while others find out whether the store is back; any error is StoreAway."""
     try:
+        if batch.away:
+            batch.do(read=["-"])
         yield
     except PyMongoError as error:
         raise StoreAway(repr(error)[:300]) from error
@@ -99,9 +99,9 @@ class Orders:
         try:
             return self._batch.do([Write(None, document)], [document["_id"]])[document["_id"]], False
         except Duplicate:  # somebody was first: another request with this key, or this very write when it was repeated
-            with answering():
-                first = self._orders.find_one({"requestKey": document["requestKey"]}) or {}
-        if first.get("fingerprint") != fingerprint:
+            with answering(self._batch):
+                first = self._orders.find_one({"requestKey": document["requestKey"]})
+        if first["fingerprint"] != fingerprint:
             raise KeyReused("this Idempotency-Key was used with another body")
         return first, first["_id"] != document["_id"]
 
@@ -112,13 +112,12 @@ class Orders:
     def page(self, where: Document, after: str | None, limit: int) -> list[Document]:
         """At most `limit` orders that match, newest first, beginning behind the id `after`."""
         older = {"_id": {"$lt": after}} if after else {}
-        self._refuse_while_away()
-        with answering():
+        with answering(self._batch):
             return list(self._orders.find({**where, **older}).sort("_id", -1).limit(limit))
 
     def cancel(self, order_id: str, event: Event) -> tuple[Document, bool]:
         """Cancel a pending order; gives (document, whether this call did it). Raises Conflict on any other status."""
-        change = _announcing([event], {}, {"event": event.type, "by": "api"})
+        change = _change([{"event": event.type, "by": "api"}], [event])
         write = Write({"_id": order_id, "status": "pending", "events.id": {"$ne": event.id}}, change)
         document = self._batch.do([write], [order_id])[order_id]
         if document["status"] != "cancelled":
@@ -129,14 +128,9 @@ class Orders:
         """Whether the store answers, known within 3 s."""
         try:
             self._batch.do(read=["-"])
-            return True
-        except (StoreAway, PyMongoError) as error:
-            log.debug("the store does not answer", extra={"error": repr(error)[:300]})
+        except (StoreAway, PyMongoError):
             return False
-
-    def _refuse_while_away(self) -> None:
-        if self._batch.away and not self.ping():
-            raise StoreAway("the store is away")
+        return True
 
     # --- what the consumer asks
 
@@ -149,7 +143,7 @@ class Orders:
         """
         by = step.split("/")[0]
         lines = [{"event": answer.type, "by": by} for answer in answers] or [{"done": event.type, "by": by}]
-        change = _announcing(answers, _implied(answers), *lines)
+        change = _change(lines, answers)
         change["$push"]["steps"] = {"step": step, "attempt": attempt, "moves": moves}
         if "status" not in change["$set"]:
             change["$pull"] = {"parked": step}
@@ -161,21 +155,8 @@ class Orders:
 
     def record_failure(self, event: Event, step: str, attempt: str, tries: int, error: str, wait: float | None) -> None:
         """Write a failed try into the order; `wait` is the seconds to the next one, None where the step is parked."""
-        moment, by = now(), step.split("/")[0]
-        due = moment + timedelta(seconds=wait or 0)
-        line = {
-            "at": moment,
-            "failed": event.type,
-            "by": by,
-            "try": tries,
-            "error": error,
-            "next": due,
-            "attempt": attempt,
-        }
-        if wait is None:
-            line = {"at": moment, "parked": event.type, "by": by, "try": tries, "error": error, "attempt": attempt}
-        change = _touch({}, due)
-        change["$push"] = {"timeline": {"$each": [line], "$slice": -TIMELINE_KEPT}}
+        line = {"parked" if wait is None else "failed": event.type, "by": step.split("/")[0], "try": tries}
+        change = _change([line | {"error": error, "attempt": attempt}], wait=wait)
         change["$addToSet" if wait is None else "$pull"] = {"parked": step}
         once = {"timeline.attempt": {"$ne": attempt}}  # this write may be repeated like any other
         self._batch.do([Write(_open_step(event, step) | once, change)], seconds=10)
@@ -191,18 +172,16 @@ class Orders:
         moment = now()
         free = {"_id": name, "$or": [{"until": {"$lt": moment}}, {"owner": owner}]}
         held = {"$set": {"owner": owner, "until": moment + timedelta(seconds=seconds)}}
-        try:
-            with answering():
+        with answering(self._batch):
+            try:
                 self._leases.update_one(free, held, upsert=True)
-        except StoreAway as error:
-            if isinstance(error.__cause__, DuplicateKeyError):  # it is there and somebody else's
+                return True
+            except DuplicateKeyError:  # it is there and somebody else's
                 return False
-            raise
-        return True
 
     def due(self, limit: int, by: datetime) -> list[Document]:
         """Open orders that are due for a look."""
-        with answering():
+        with answering(self._batch):
             return list(self._orders.find({"due": {"$lte": by}}).sort("due", 1).limit(limit))
 
     def close(self, document: Document) -> Write:
@@ -221,7 +200,7 @@ class Orders:
         """Have the sweep send everything again that open orders owe, parked steps included: the bus forgot it all."""
         long_ago = now() - timedelta(hours=1)
         change = {"$set": {"due": now(), "touched": long_ago, "sweeps": 0, "parked": []}, "$inc": {"rev": 1}}
-        with answering():
+        with answering(self._batch):
             self._orders.update_many({"due": {"$gt": EPOCH}}, change)
 
     def void(self, order_id: str, attempt: str) -> Document | None:
@@ -233,7 +212,7 @@ class Orders:
         """How many events wait in outboxes, and when the order waiting longest was last touched."""
         waiting = {"due": {"$gt": EPOCH}, "outbox.0": {"$exists": True}}
         total = {"_id": None, "events": {"$sum": {"$size": "$outbox"}}, "oldest": {"$min": "$touched"}}
-        with answering():
+        with answering(self._batch):
             found = list(self._orders.aggregate([{"$match": waiting}, {"$group": total}]))
         return (found[0]["events"], found[0]["oldest"]) if found else (0, None)
 
@@ -253,29 +232,22 @@ def _new_document(order: Document, event: Event, key: str | None, fingerprint: s
     }  # fmt: skip
 
 
-def _announcing(events: Sequence[Event], fields: Document, *lines: Document) -> Document:
+def _change(lines: list[Document], events: Sequence[Event] = (), wait: float | None = None) -> Document:
     moment = now()
+    touched = moment + timedelta(seconds=wait or 0)  # a failed try touches the order at the time its next one is due
+    fields: Document = {"updatedAt": moment, "touched": touched, "due": touched + FIRST_LOOK, "sweeps": 0}
     for event in events:
         if event.type in STATUS:  # what was parked under the old status can no longer count
             fields |= {"status": STATUS[event.type], "parked": []}
-    change = _touch(fields, moment)
-    change["$push"] = {
-        "timeline": {"$each": [{"at": moment, **line} for line in lines], "$slice": -TIMELINE_KEPT},
+        for name, field in FACTS.get(event.type, {}).items():
+            fields[field] = event.data[name]
+    next = {} if wait is None else {"next": touched}
+    push = {
+        "timeline": {"$each": [{"at": moment, **line, **next} for line in lines], "$slice": -TIMELINE_KEPT},
         "events": {"$each": [event.envelope() for event in events]},
         "outbox": {"$each": [event.id for event in events]},
     }
-    return change
-
-
-def _implied(answers: Sequence[Event]) -> Document:
-    facts = [(answer, *FACTS[answer.type]) for answer in answers if answer.type in FACTS]
-    return {field: answer.data[name] for answer, name, field in facts}
-
-
-def _touch(fields: Document, moment: datetime) -> Document:
-    # `touched` may lie ahead: a failed try touches the order at the time its next one is due.
-    fields |= {"updatedAt": now(), "touched": moment, "due": moment + FIRST_LOOK, "sweeps": 0}
-    return {"$set": fields, "$inc": {"rev": 1}}
+    return {"$set": fields, "$inc": {"rev": 1}, "$push": push}
 
 
 def _open_step(event: Event, step: str) -> Document:
@@ -300,10 +272,11 @@ def standing(document: Document, event: Event, step: str, attempt: str = "") -> 
 
 def holdings(document: Document) -> dict[str, int]:
     """{sku: units} that the order's recorded steps hold."""
-    held: dict[str, int] = {}
-    for move in [move for step in document["steps"] for move in step["moves"]]:
-        held[move["sku"]] = held.get(move["sku"], 0) + move["quantity"]
-    return {sku: units for sku, units in held.items() if units > 0}
+    held: Counter[str] = Counter()
+    for step in document["steps"]:
+        for move in step["moves"]:
+            held[move["sku"]] += move["quantity"]
+    return dict(+held)
 
 
 def owed(document: Document, takers: dict[str, list[str]]) -> list[tuple[str, Document]]:
@@ -317,16 +290,17 @@ def owed(document: Document, takers: dict[str, list[str]]) -> list[tuple[str, Do
 
 def view(document: Document, timeline: bool = True) -> Document:
     """The order as the API shows it."""
-    shown = {name: document[name] for name in SHOWN[:-1] if document.get(name)} | {"id": document["_id"]}
-    prices = [from_minor(item["price"], document["currency"]) for item in document["items"]]
-    shown["items"] = [item | {"price": price} for item, price in zip(document["items"], prices, strict=True)]
-    shown["total"] = from_minor(document["total"], document["currency"])
-    shown |= {name: rfc3339(document[name]) for name in ("createdAt", "updatedAt")}
-    if document["parked"]:
-        shown["parked"] = sorted({step.split("/")[0] for step in document["parked"]})
-    if timeline:
-        shown["timeline"] = [_line(line) for line in document["timeline"]]
-    return {name: shown[name] for name in SHOWN if name in shown}
+    currency = document["currency"]
+    shown = document | {
+        "id": document["_id"],
+        "items": [item | {"price": from_minor(item["price"], currency)} for item in document["items"]],
+        "total": from_minor(document["total"], currency),
+        "createdAt": rfc3339(document["createdAt"]),
+        "updatedAt": rfc3339(document["updatedAt"]),
+        "parked": sorted({step.split("/")[0] for step in document["parked"]}),
+        "timeline": [_line(line) for line in document["timeline"]] if timeline else [],
+    }
+    return {name: shown[name] for name in SHOWN if shown.get(name) not in (None, [])}
 
 
 def _line(line: Document) -> Document:

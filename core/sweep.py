@@ -34,24 +34,23 @@ class Sweep(threading.Thread):
         super().__init__(name="sweep", daemon=True)
         self._orders, self._stock, self._bus, self._outbox = orders, stock, bus, outbox
         self._takers, self._stopped, self._forgetful = takers, stop, forgetful
-        self._me, self._leased_until, self._measured = uuid.uuid4().hex, 0.0, 0.0
+        self._me, self._measured = uuid.uuid4().hex, 0.0
 
     def run(self) -> None:
         while not self._stopped.is_set():
+            found = 0
             try:
                 found = self.round() if self._bus.consuming else 0
             except StoreAway as error:
                 log.debug("no sweep", extra={"reason": str(error)})
-                found = 0
             except Exception:
                 log.exception("the sweep stumbled; it goes on with the next round")
-                found = 0
             if found < BATCH:
                 self._stopped.wait(1)
 
     def round(self) -> int:
         """Look at what is due; gives how many orders that were."""
-        if not self._leased():
+        if not self._orders.take_lease("sweep", self._me, LEASE):
             return 0
         if self._forgetful:  # whatever was in hand died with the process before
             self._orders.wake_all()
@@ -62,12 +61,6 @@ class Sweep(threading.Thread):
         self._end_notes(now() - OLD_NOTE)
         self._measure()
         return len(documents)
-
-    def _leased(self) -> bool:
-        if time.monotonic() > self._leased_until - LEASE / 2:
-            taken = time.monotonic()
-            self._leased_until = taken + LEASE if self._orders.take_lease("sweep", self._me, LEASE) else 0.0
-        return time.monotonic() < self._leased_until
 
     def _look_at(self, document: Document) -> Write:
         waiting, debts = document["outbox"], owed(document, self._takers)
@@ -96,7 +89,8 @@ class Sweep(threading.Thread):
         for sku, note in self._stock.old_notes(before, BATCH):
             # Rule the attempt out by a write: its process may only be paused, and must not win when it wakes up.
             document = self._orders.void(note["order"], note["id"].split(".")[0])
-            settled = document is not None and note["id"] in _recorded_notes(document)
+            moves = [move for step in document["steps"] for move in step["moves"]] if document else []
+            settled = any(move["note"] == note["id"] for move in moves)
             self._stock.end_note(sku, note, settled)
             log.info("ended an old note", extra={"order": note["order"], "sku": sku, "settled": settled})
 
@@ -111,7 +105,3 @@ class Sweep(threading.Thread):
 def patience(sweeps: int) -> timedelta:
     """How long an order goes untouched before what it owes is sent again: 60 s, doubling to every 30 min."""
     return timedelta(seconds=60 * 2**sweeps if sweeps <= 5 else 1920 + 1800 * (sweeps - 5))
-
-
-def _recorded_notes(document: Document) -> set[str]:
-    return {move["note"] for step in document["steps"] for move in step["moves"]}

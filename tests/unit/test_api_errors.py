@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.store import Busy, StoreAway
+from core.batcher import Busy, StoreAway
 from tests.api_client import ADDRESS, ORDER, Shop
 
 NOWHERE = f"/orders/{uuid.uuid4()}"

@@ -149,6 +149,10 @@ class World:
         self.sweeps = [Sweep(orders, stock, bus, outbox, TAKERS, stop, forgetful=False) for _ in range(2)]
 
     def start(self, seed: int) -> None:
+        for thread in threading.enumerate():
+            if isinstance(thread, threading.Timer):  # a forward that waits to be repeated is of the run before
+                thread.cancel()
+                thread.join()
         self.dice, self.rough, self.actor = random.Random(seed), False, None
         self.actors: list[Actor] = []
         self.paused: Actor | None = None

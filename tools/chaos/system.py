@@ -9,6 +9,7 @@ with System(folder, mongodb_url=..., amqp_url=...) as system:
 """
 
 import email
+import functools
 import http.client
 import itertools
 import json
@@ -116,11 +117,12 @@ class System:
         return (self.folder / f"{name}.log").read_text()
 
     def wait_ready(self, seconds: float = 30) -> None:
-        wait_for(lambda: self._ready(self.port), seconds, f"the API is ready; its log: {self.log('api')[-3000:]}")
-        if "consumer" in self.processes:
-            wait_for(lambda: self._ready(self.metrics_port), seconds, "the consumer is ready")
+        for name, port in (("api", self.port), ("consumer", self.metrics_port)):
+            if name in self.processes:
+                wait_for(functools.partial(self._ready, name, port), seconds, f"{name} is ready")
 
-    def _ready(self, port: int) -> bool:
+    def _ready(self, name: str, port: int) -> bool:
+        assert self.processes[name].poll() is None, self.log(name)[-3000:]
         try:
             status, body = self.call("GET", "/readyz", port=port)
             return status == 200
