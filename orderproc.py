@@ -4,7 +4,6 @@ It knows HTTP. What clients may send `core.reading` says; what is stored it asks
 is to be announced it hands to `core.outbox`; it knows no handler and no queue. What it promises is in `openapi.json`.
 """
 
-import functools
 import json
 import logging
 import os
@@ -15,15 +14,16 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from functools import lru_cache, partial
 from http import HTTPMethod
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-import bottle
 import waitress
+from bottle import Bottle, HTTPResponse, request, response
 from swagger_ui_bundle import swagger_ui_path
 
 from core import embedded, events, reading, telemetry
@@ -46,49 +46,33 @@ def main() -> int:
     try:
         settings = load(os.environ, need=("MONGODB_URL", "AMQP_URL", "API_KEYS"))
         telemetry.set_up_logging(settings.log_level, settings.log_format)
-        with wire(settings, stop) as app:
-            serve(app, settings, stop, greet if settings.single_process else log_address)
+        with ExitStack() as at_end:
+            serve(wire(settings, stop, at_end), settings, stop)
     except (BadSetting, BadTopology) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
 
 
-def log_address(address: str) -> None:
-    log.info("listening", extra={"address": address})
+def wire(settings: Settings, stop: threading.Event, at_end: ExitStack) -> Bottle:
+    """The app with all it needs around it; what is started for it ends with `at_end`."""
+    url = settings.mongodb_url
+    if settings.single_process:
+        at_end.enter_context(embedded.only_one(settings.data_dir))
+    if url == "embedded":
+        url = at_end.enter_context(embedded.store(settings.data_dir / "mongo"))
+    database = connect(url)
+    orders, stock = Orders(database), Stock(database)
+    bus: Any = LocalBus() if settings.amqp_url == "embedded" else Rabbit(settings.amqp_url, settings.retry_delays)
+    if settings.single_process:
+        consume_here(settings, orders, stock, bus, stop, at_end)
+    else:
+        bus.start_publishing()
+        at_end.callback(bus.close)
+    return make_app(settings, orders, stock, Outbox(orders, bus), bus)
 
 
-def greet(address: str) -> None:
-    """Say where it is and how to try it."""
-    secret = os.environ["API_KEYS"].split(":")[1].split(",")[0]
-    order = '{"customerId": "ada", "email": "ada@example.com", "items": [{"sku": "A1", "quantity": 2, "price": 19.99}]}'
-    print(f"orderproc is at {address} with the key {secret}; Ctrl-C ends it. Try:\n", flush=True)
-    print(f"curl {address}/orders -H 'Authorization: Bearer {secret}' \\", flush=True)
-    print(f"  -H 'Content-Type: application/json' -d '{order}'\n", flush=True)
-
-
-@contextmanager
-def wire(settings: Settings, stop: threading.Event) -> Iterator[bottle.Bottle]:
-    """The app with all it needs around it; what was started for it ends with the block."""
-    with ExitStack() as stack:
-        url = settings.mongodb_url
-        if settings.single_process:
-            stack.enter_context(embedded.only_one(settings.data_dir))
-        if url == "embedded":
-            url = stack.enter_context(embedded.store(settings.data_dir / "mongo"))
-        database = connect(url)
-        orders, stock = Orders(database), Stock(database)
-        bus: Any = LocalBus() if settings.amqp_url == "embedded" else Rabbit(settings.amqp_url, settings.retry_delays)
-        if settings.single_process:
-            stack.enter_context(consuming(settings, orders, stock, bus, stop))
-        else:
-            bus.start_publishing()
-            stack.callback(bus.close)
-        yield make_app(settings, orders, stock, Outbox(orders, bus), bus)
-
-
-@contextmanager
-def consuming(settings: Settings, orders: Orders, stock: Stock, bus: Any, stop: threading.Event) -> Iterator[None]:
+def consume_here(settings: Settings, orders: Orders, stock: Stock, bus: Any, stop: Any, at_end: ExitStack) -> None:
     """The consumer in this process, beside the API: for `make run`, where one of the two servers is built in."""
     import consumer
     from lambdas import local
@@ -101,26 +85,21 @@ def consuming(settings: Settings, orders: Orders, stock: Stock, bus: Any, stop: 
         threading.Thread(target=server.serve_forever, daemon=True).start()
         client = {"endpoint_url": f"http://127.0.0.1:{server.server_port}", "region_name": "local"}
         client |= {"aws_access_key_id": "local", "aws_secret_access_key": "local"}
-    with ThreadPoolExecutor(1, "consumer") as pool:
-        running = pool.submit(consumer.consume, settings, handlers, orders, stock, bus, stop, **client)
-        running.add_done_callback(lambda _: stop.set())  # neither half goes on without the other
-        while settings.amqp_url == "embedded" and not (bus.consuming or running.done()):
-            time.sleep(0.01)
-        try:
-            yield
-        finally:
-            stop.set()
-        running.result()
+    pool = at_end.enter_context(ThreadPoolExecutor(1, "consumer"))
+    running = pool.submit(consumer.consume, settings, handlers, orders, stock, bus, stop, **client)
+    at_end.callback(running.result)  # raises what ended it
+    at_end.callback(stop.set)  # neither half goes on without the other
+    running.add_done_callback(lambda _: stop.set())
+    while settings.amqp_url == "embedded" and not (bus.consuming or running.done()):
+        time.sleep(0.01)
 
 
-def make_app(settings: Settings, orders: Orders, stock: Stock, outbox: Outbox, bus: Any) -> bottle.Bottle:
+def make_app(settings: Settings, orders: Orders, stock: Stock, outbox: Outbox, bus: Any) -> Bottle:
     """The API as a WSGI app. Of the bus it only asks whether it is `up`."""
     api, app = Api(orders, stock, outbox), App()
-    ping = functools.lru_cache(1)(lambda second: orders.ping())  # probes come in crowds; once a second is enough
+    ping = lru_cache(1)(lambda second: orders.ping())  # probes come in crowds; once a second is enough
 
-    def route(
-        method: str, rule: str, handler: Callable[..., Any], roles: tuple[str, ...] = ROLES, **reads: Any
-    ) -> None:
+    def route(method, rule, handler, roles=ROLES, **reads):
         app.route(rule, method, guarded(handler, settings.api_keys, roles, **reads))
 
     def ready() -> dict[str, Any]:
@@ -149,37 +128,31 @@ FILES = (  # served as they are; nothing that a client sends becomes part of a f
 )
 
 
-class App(bottle.Bottle):
+class App(Bottle):
     """Bottle with a trace, a log line and a measurement around each request, whether a route takes it or not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_hook("before_request", refuse_odd_path)
-        self.default_error_handler = in_our_words
 
     def wsgi(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         started = time.perf_counter()
+        if not environ["PATH_INFO"].encode("latin-1").decode(errors="surrogateescape").isprintable():
+            environ["PATH_INFO"] = "*"  # Bottle drops bytes that are not UTF-8 and matches before a last line end: 404
         environ["orderproc.trace"] = trace = events.new_traceparent(environ.get("HTTP_TRACEPARENT", ""))
         with telemetry.about(trace=trace[3:35]):
             body = super().wsgi(environ, start_response)
-            note(environ, bottle.response.status_code, time.perf_counter() - started)
+            # The rule, not the path: a client can make up any number of paths, each a time series for ever.
+            rule = environ["bottle.route"].rule if "bottle.route" in environ else "none"
+            method = environ["REQUEST_METHOD"] if environ["REQUEST_METHOD"] in HTTPMethod.__members__ else "other"
+            seconds, status = time.perf_counter() - started, response.status_code
+            telemetry.HTTP_SECONDS.labels(rule, method, status).observe(seconds)
+            about = {"method": method, "route": rule, "status": status, "ms": round(seconds * 1000, 1)}
+            log.info("request", extra=about | environ.get("orderproc.about", {}))
         return body
 
-
-def note(environ: dict[str, Any], status: int, seconds: float) -> None:
-    # The rule, not the path: a client can make up any number of paths, and each would be a time series for ever.
-    rule = environ["bottle.route"].rule if "bottle.route" in environ else "none"
-    method = environ["REQUEST_METHOD"] if environ["REQUEST_METHOD"] in HTTPMethod.__members__ else "other"
-    telemetry.HTTP_SECONDS.labels(rule, method, status).observe(seconds)
-    about = {"method": method, "route": rule, "status": status, "ms": round(seconds * 1000, 1)}
-    log.info("request", extra=about | environ.get("orderproc.about", {}))
-
-
-def refuse_odd_path() -> None:
-    # Bottle drops bytes that are not UTF-8, and its rules match before a last line end: not the path asked for.
-    path = bottle.request.environ["bottle.raw_path"].encode("latin-1").decode(errors="surrogateescape")
-    if not path.isprintable():
-        raise bottle.HTTPError(404)
+    def default_error_handler(self, res: HTTPResponse) -> str:
+        """What Bottle answers by itself: 404, 405 (with Allow), and 500 for what broke outside a guarded handler."""
+        slug = {404: "not-found", 405: "method-not-allowed"}.get(res.status_code)
+        said = problem(slug) if slug else of_exception(res.exception or res)
+        response.content_type = said.content_type
+        return said.body
 
 
 # --- what goes wrong is told as RFC 9457 says ----------------------------------------------------------------------
@@ -193,17 +166,17 @@ EXCEPTIONS = {
     Malformed: "malformed", Faulty: "invalid", KeyReused: "key-reused", Conflict: "conflict", StoreAway: "unavailable",
     Exception: "internal-error",
 }  # fmt: skip
-HEADERS = {"unauthorized": {"WWW-Authenticate": "Bearer"}, "unavailable": {"Retry-After": "2"}}
+HEADERS = {"unauthorized": {"www_authenticate": "Bearer"}, "unavailable": {"retry_after": "2"}}
 
 
-def problem(slug: str, detail: str = "", **more: Any) -> bottle.HTTPResponse:
+def problem(slug: str, detail: str = "", **more: Any) -> HTTPResponse:
     """The answer that says what is wrong; raise it or return it."""
     said = {"type": f"urn:orderproc:{slug}", "title": slug.replace("-", " ").capitalize(), "status": PROBLEMS[slug]}
-    body = json.dumps(said | ({"detail": detail} if detail else {}) | more)
-    return reply(body, PROBLEMS[slug], HEADERS.get(slug), "application/problem+json")
+    said |= ({"detail": detail} if detail else {}) | more
+    return reply(said, PROBLEMS[slug], "application/problem+json", **HEADERS.get(slug, {}))
 
 
-def of_exception(error: Exception) -> bottle.HTTPResponse:
+def of_exception(error: Exception) -> HTTPResponse:
     """What the table says. The reason of a 5xx is for the log: it may name hosts and files."""
     slug = next(slug for kind, slug in EXCEPTIONS.items() if isinstance(error, kind))
     if slug == "internal-error":
@@ -212,19 +185,10 @@ def of_exception(error: Exception) -> bottle.HTTPResponse:
     return problem(slug, str(error) if PROBLEMS[slug] < 500 else "", **({"errors": errors} if errors else {}))
 
 
-def in_our_words(error: bottle.HTTPError) -> str:
-    """What Bottle answers by itself: 404, 405 (with Allow), and 500 for what broke outside a guarded handler."""
-    slug = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code)
-    said = problem(slug) if slug else of_exception(error.exception or error)
-    bottle.response.content_type = said.content_type
-    return said.body
-
-
-def reply(
-    body: str | bytes, status: int = 200, headers: dict[str, str] | None = None, kind: str = "application/json"
-) -> bottle.HTTPResponse:
-    text = body if isinstance(body, bytes) else f"{body}\n"  # a line of its own where curl prints it
-    return bottle.HTTPResponse(text, status, {"Content-Type": kind} | (headers or {}))
+def reply(body: Any, status: int = 200, kind: str = "application/json", **headers: str) -> HTTPResponse:
+    """Bytes as they are, anything else as JSON, on a line of its own where curl prints it."""
+    text = body if isinstance(body, bytes) else json.dumps(body) + "\n"
+    return HTTPResponse(text, status, content_type=kind, **headers)
 
 
 # --- the checks before a handler, in the order in which they are made ----------------------------------------------
@@ -241,18 +205,15 @@ class Asked(NamedTuple):
     body: Any
 
 
-def guarded(
-    handler: Callable[..., Any], keys: Any, roles: Any, body: bool = False, query: tuple[str, ...] = ()
-) -> Callable[..., bottle.HTTPResponse]:
+def guarded(handler: Any, keys: Any, roles: Any, body: bool = False, query: Any = ()) -> Callable[..., HTTPResponse]:
     """The handler behind the checks. What any of them raises becomes a problem."""
 
-    def answer(**path: str) -> bottle.HTTPResponse:
+    def answer(**path: str) -> HTTPResponse:
         try:
-            key = authenticate(keys, roles)
-            raw = read_body() if body else b"null"
-            given = reading.read_query(bottle.request.query_string, query)
+            key, raw = authenticate(keys, roles), read_body() if body else b"null"
+            given = reading.read_query(request.query_string, query)
             return handler(Asked(key, given, reading.parse_json(raw)), **path)
-        except bottle.HTTPResponse as said:
+        except HTTPResponse as said:
             return said
         except Exception as error:
             return of_exception(error)
@@ -260,7 +221,7 @@ def guarded(
     return answer
 
 
-def authenticate(keys: dict[bytes, ApiKey], roles: tuple[str, ...]) -> ApiKey:
+def authenticate(keys: dict[str, ApiKey], roles: tuple[str, ...]) -> ApiKey:
     match = re.fullmatch("(?i:bearer) +([!-~]+)", _header("AUTHORIZATION", ""))
     key = keys.get(digest(match[1])) if match else None
     if key is None:
@@ -271,16 +232,16 @@ def authenticate(keys: dict[bytes, ApiKey], roles: tuple[str, ...]) -> ApiKey:
 
 
 def read_body() -> bytes:
-    if _header("CONTENT_ENCODING", "identity") != "identity" or not JSON_IN_UTF8.fullmatch(bottle.request.content_type):
+    if _header("CONTENT_ENCODING", "identity") != "identity" or not JSON_IN_UTF8.fullmatch(request.content_type):
         raise problem("unsupported-media-type", "send application/json in UTF-8, unencoded")
-    body = bottle.request.environ["wsgi.input"].read(LARGEST_BODY + 1)  # waitress joins chunks and marks the end
+    body = request.environ["wsgi.input"].read(LARGEST_BODY + 1)  # waitress joins chunks and marks the end
     if len(body) > LARGEST_BODY:
         raise problem("too-large", f"at most {LARGEST_BODY} bytes")
     return body
 
 
 def _header(name: str, default: Any = None) -> Any:
-    return bottle.request.environ.get(f"HTTP_{name}", default)  # Bottle's own way raises on bytes that are not UTF-8
+    return request.environ.get(f"HTTP_{name}", default)  # Bottle's own way raises on bytes that are not UTF-8
 
 
 # --- the calls -----------------------------------------------------------------------------------------------------
@@ -292,7 +253,7 @@ class Api:
     def __init__(self, orders: Orders, stock: Stock, outbox: Outbox) -> None:
         self.orders, self.stock, self.outbox = orders, stock, outbox
 
-    def create_order(self, asked: Asked) -> bottle.HTTPResponse:
+    def create_order(self, asked: Asked) -> HTTPResponse:
         key = reading.idempotency_key(_header("IDEMPOTENCY_KEY"))
         order = {"id": events.new_order_id(), "owner": asked.key.name} | reading.read_order(asked.body)
         event = _event("order_created", order["id"])
@@ -300,39 +261,39 @@ class Api:
         if not replayed:
             telemetry.ORDERS.labels("pending").inc()
         self.outbox.announce(document)  # a replay too: the first answer may have been lost together with its event
-        headers = {"Location": f"/orders/{document['_id']}"} | ({"Idempotent-Replayed": "true"} if replayed else {})
-        return _show(document, 201, headers)
+        headers = {"idempotent_replayed": "true"} if replayed else {}
+        return _show(document, 201, location=f"/orders/{document['_id']}", **headers)
 
-    def list_orders(self, asked: Asked) -> bottle.HTTPResponse:
+    def list_orders(self, asked: Asked) -> HTTPResponse:
         where = {name: value for name, value in asked.query.items() if name in ("status", "customerId")}
         where |= {"owner": asked.key.name} if asked.key.role == "client" else {}
         return list_page("orders", "id", asked.query, where, lambda *page: map(view, self.orders.page(where, *page)))
 
-    def show_order(self, asked: Asked, order_id: str) -> bottle.HTTPResponse:
+    def show_order(self, asked: Asked, order_id: str) -> HTTPResponse:
         said = _show(self._find(asked, order_id))
-        etag = f'"{reading.sha256(said.body)[:32]}"'
+        said.set_header("ETag", f'"{digest(said.body)[:32]}"')
         known = _header("IF_NONE_MATCH", "")
-        if known.strip() == "*" or etag in re.findall('"[^"]*"', known):
-            return bottle.HTTPResponse("", 304, {"ETag": etag})
-        said.set_header("ETag", etag)
+        if known.strip() == "*" or said.get_header("ETag") in re.findall('"[^"]*"', known):
+            said.status, said.body = 304, ""  # Bottle leaves out the headers that go with a body
         return said
 
-    def cancel_order(self, asked: Asked, order_id: str) -> bottle.HTTPResponse:
+    def cancel_order(self, asked: Asked, order_id: str) -> HTTPResponse:
         self._find(asked, order_id)
         document, cancelled = self.orders.cancel(order_id, _event("order_cancelled", order_id))
         if cancelled:
-            self._announce(document)
+            telemetry.ORDERS.labels("cancelled").inc()
+            self.outbox.announce(document)
         return _show(document)
 
-    def list_stock(self, asked: Asked) -> bottle.HTTPResponse:
+    def list_stock(self, asked: Asked) -> HTTPResponse:
         return list_page("stock", "sku", asked.query, {}, self.stock.page)
 
-    def show_stock(self, asked: Asked, sku: str) -> bottle.HTTPResponse:
+    def show_stock(self, asked: Asked, sku: str) -> HTTPResponse:
         entry = self.stock.get(sku) if reading.SKU.fullmatch(sku) else None
-        return reply(json.dumps(entry)) if entry else problem("not-found", "there is no such SKU")
+        return reply(entry) if entry else problem("not-found", "there is no such SKU")
 
-    def set_stock(self, asked: Asked, sku: str) -> bottle.HTTPResponse:
-        return reply(json.dumps(self.stock.put(sku, reading.read_available(sku, asked.body))))
+    def set_stock(self, asked: Asked, sku: str) -> HTTPResponse:
+        return reply(self.stock.put(sku, reading.read_available(sku, asked.body)))
 
     def _find(self, asked: Asked, order_id: str) -> dict[str, Any]:
         document = self.orders.get(order_id) if reading.ORDER_ID.fullmatch(order_id) else None
@@ -340,29 +301,25 @@ class Api:
             raise problem("not-found", "there is no such order")  # a 403 would tell that there is
         return document
 
-    def _announce(self, document: dict[str, Any]) -> None:
-        telemetry.ORDERS.labels(document["status"]).inc()
-        self.outbox.announce(document)
-
 
 def _event(type: str, order_id: str) -> events.Event:
-    return events.created_by_api(type, order_id, bottle.request.environ["orderproc.trace"])
+    return events.created_by_api(type, order_id, request.environ["orderproc.trace"])
 
 
-def _show(document: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> bottle.HTTPResponse:
-    bottle.request.environ["orderproc.about"] = {"order": document["_id"]}
-    return reply(json.dumps(view(document)), status, headers)
+def _show(document: dict[str, Any], status: int = 200, **headers: str) -> HTTPResponse:
+    request.environ["orderproc.about"] = {"order": document["_id"]}
+    return reply(view(document), status, **headers)
 
 
-def list_page(name: str, id: str, query: dict[str, str], where: dict[str, str], fetch: Any) -> bottle.HTTPResponse:
+def list_page(name: str, id: str, query: dict[str, str], where: dict[str, str], fetch: Any) -> HTTPResponse:
     """One page of a list: keyset, so a page costs the same wherever it is and nothing comes twice."""
     limit = int(query.get("limit", "20"))
     found = list(fetch(reading.open_cursor(name, where, query.get("cursor")), limit + 1))
-    shown, next, headers = found[:limit], None, {}
-    if len(found) > limit:  # one more than is shown: there is a next page
-        next = reading.cursor(name, where, shown[-1][id])
-        headers["Link"] = f'</{name}?{urlencode(query | {"cursor": next})}>; rel="next"'
-    return reply(json.dumps({name: shown, "next": next}), headers=headers)
+    if len(found) <= limit:
+        return reply({name: found, "next": None})
+    next = reading.cursor(name, where, found[limit - 1][id])  # there was one more than is shown
+    link = f'</{name}?{urlencode(query | {"cursor": next})}>; rel="next"'
+    return reply({name: found[:limit], "next": next}, link=link)
 
 
 # --- serving -------------------------------------------------------------------------------------------------------
@@ -370,13 +327,11 @@ def list_page(name: str, id: str, query: dict[str, str], where: dict[str, str], 
 DRAIN_SECONDS = 8  # whoever sends SIGTERM waits ten at least
 LIMITS = {
     "max_request_header_size": 32 * 1024, "max_request_body_size": 1024 * 1024, "connection_limit": 1000,
-    "channel_timeout": 60, "asyncore_use_poll": True, "log_socket_errors": False, "ident": None,
+    "channel_timeout": 60, "log_socket_errors": False, "ident": None,
 }  # fmt: skip
 
 
-def serve(
-    app: bottle.Bottle, settings: Settings, stop: threading.Event, ready: Callable[[str], None] = log_address
-) -> None:
+def serve(app: Bottle, settings: Settings, stop: threading.Event) -> None:
     """Answer until `stop` is set; then what was accepted is answered, new connections are refused, and this returns."""
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -386,11 +341,22 @@ def serve(
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it has a line for each request that waits
     sockets: dict[int, Any] = {}
     server = waitress.create_server(app, sockets, sockets=[listener], threads=settings.web_threads, **LIMITS)
-    ready(f"http://{settings.host}:{server.effective_port}")
-    turn = functools.partial(server.asyncore.loop, use_poll=True, map=sockets, count=1)
+    greet(f"http://{settings.host}:{server.effective_port}", settings.single_process)
+    turn = partial(server.asyncore.loop, use_poll=True, map=sockets, count=1)
     while not stop.is_set():  # its own loop could not be left without cutting off whoever waits for an answer
         turn(timeout=0.2)
     drain(server, turn)
+
+
+def greet(address: str, to_a_person: bool) -> None:
+    """Say where it is, and to a person who tries it how."""
+    if not to_a_person:
+        return log.info("listening", extra={"address": address})
+    secret = os.environ["API_KEYS"].split(":")[1].split(",")[0]
+    order = '{"customerId": "ada", "email": "ada@example.com", "items": [{"sku": "A1", "quantity": 2, "price": 19.99}]}'
+    print(f"orderproc is at {address} with the key {secret}; Ctrl-C ends it. Try:\n")
+    print(f"curl {address}/orders -H 'Authorization: Bearer {secret}' \\")
+    print(f"  -H 'Content-Type: application/json' -d '{order}'\n", flush=True)
 
 
 def drain(server: Any, turn: Callable[..., None]) -> None:
@@ -403,8 +369,8 @@ def drain(server: Any, turn: Callable[..., None]) -> None:
     while server.active_channels and time.monotonic() < end:
         turn(timeout=0.05)
         for channel in server.active_channels.values():
-            for request in channel.requests[-1:]:
-                request.headers["CONNECTION"] = "close"  # so the answer says it, and the client sends no more here
+            for last in channel.requests[-1:]:
+                last.headers["CONNECTION"] = "close"  # so the answer says it, and the client sends no more here
             channel.will_close |= not (channel.requests or channel.request or channel.total_outbufs_len)
     server.task_dispatcher.shutdown(timeout=1)
     server.close()

@@ -1,12 +1,13 @@
 """Exact money: amounts are whole minor units (cents), and a float is only ever the way a number is written in JSON."""
 
 import json
-from decimal import Decimal
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 from functools import cache
 
 from core.settings import ROOT
 
 LARGEST_TOTAL = 10**15 - 1  # minor units; 15 digits are what a JSON number carries exactly
+EXACT = Context(prec=MAX_PREC, Emin=MIN_EMIN, Emax=MAX_EMAX)  # the usual one rounds after 28 digits
 
 
 @cache
@@ -17,14 +18,10 @@ def currencies() -> dict[str, int]:
 
 def to_minor(amount: Decimal | int, currency: str) -> int:
     """19.99 USD -> 1999. Raises ValueError where the amount has more decimals than the currency."""
-    if not amount:
-        return 0
-    decimals = currencies()[currency]
-    _, digits, exponent = Decimal(amount).as_tuple()
-    zeros = len(digits) - len("".join(map(str, digits)).rstrip("0"))
-    if int(exponent) + zeros < -decimals:  # counted on the digits: decimal arithmetic would round after 28 of them
-        raise ValueError(f"must have at most {decimals} decimals in {currency}")
-    return int(Decimal(amount).scaleb(decimals))
+    minor = Decimal(amount).scaleb(currencies()[currency], EXACT)
+    if minor != minor.to_integral_value():
+        raise ValueError(f"must have at most {currencies()[currency]} decimals in {currency}")
+    return int(minor)
 
 
 def from_minor(minor: int, currency: str) -> int | float:

@@ -25,23 +25,26 @@ class Outbox:
                 self.send(document, envelope)
 
     def send(self, document: dict[str, Any], envelope: dict[str, Any], queue: str = "") -> None:
-        """Send one event of an order: to whom it concerns, or into one queue only."""
-        about = {"order": document["_id"], "event": envelope["id"], "type": envelope["type"]}
+        """Send one event of an order: to whom it concerns, or (again) into one queue only."""
+        id, type = envelope["id"], envelope["type"]
+        about = {"order": document["_id"], "event": id, "type": type}
+
+        def published(outcome: str) -> None:
+            if outcome in ("confirmed", "returned"):
+                EVENTS.labels(type, outcome).inc()
+            if outcome != "confirmed":
+                log.warning("an event was not taken; it waits in its outbox", extra=about | {"outcome": outcome})
+            elif not queue:
+                self._orders.clear(document["_id"], id)
+            if outcome == "returned" and self._taken is not None:  # we declared queues for it, and they are gone
+                self._bus.rebuild()
+
+        # An event that no handler takes may go nowhere; any other that goes nowhere comes back and waits in the outbox.
+        mandatory = bool(queue) or self._taken is None or type in self._taken
         try:
-            type, body = envelope["type"], message_body(envelope, view(document, timeline=False))
+            body = message_body(envelope, view(document, timeline=False))
         except Exception:  # one that cannot be written down must not stop the others
             log.exception("an event cannot be sent; it stays in its outbox", extra=about)
             return
-        # An event that no handler takes may go nowhere; any other that goes nowhere comes back and waits in the outbox.
-        mandatory = bool(queue) or self._taken is None or type in self._taken
-        message = Message(envelope["id"], type, body, queue=queue, mandatory=mandatory)
         EVENTS.labels(type, "published").inc()
-        self._bus.publish(message, lambda outcome: self._published(about, outcome, resent=bool(queue)))
-
-    def _published(self, about: dict[str, str], outcome: str, resent: bool) -> None:
-        if outcome in ("confirmed", "returned"):
-            EVENTS.labels(about["type"], outcome).inc()
-        if outcome == "confirmed" and not resent:
-            self._orders.clear(about["order"], about["event"])
-        elif outcome != "confirmed":
-            log.warning("an event was not taken; it waits in its outbox", extra=about | {"outcome": outcome})
+        self._bus.publish(Message(id, type, body, queue=queue, mandatory=mandatory), published)

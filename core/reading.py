@@ -1,6 +1,5 @@
 """What clients send, read strictly: JSON, orders with their prices, query strings, keys. Knows no HTTP and no store."""
 
-import hashlib
 import json
 import re
 from decimal import Decimal
@@ -8,6 +7,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from core import events, money
+from core.settings import digest
 
 DEEPEST = 32  # levels of objects and arrays
 CHECK = 16  # characters
@@ -77,18 +77,18 @@ def read_order(body: Any) -> dict[str, Any]:
 def _price_faults(lines: list[Any], currency: str) -> dict[str, str]:
     found = {}
     for n, line in enumerate(lines):
-        match line:
-            case {"price": int() | Decimal() as price} if 0 <= price <= 10**9:  # what else there is the schema refuses
-                try:
-                    money.to_minor(price, currency)
-                except ValueError as error:
-                    found[f"/items/{n}/price"] = str(error)
+        price = line.get("price") if isinstance(line, dict) else None
+        try:
+            if isinstance(price, int | Decimal) and 0 <= price <= 10**9:  # what else there is the schema refuses
+                money.to_minor(price, currency)
+        except ValueError as error:
+            found[f"/items/{n}/price"] = str(error)
     return found
 
 
 def fingerprint(body: Any) -> str:
     """The same for bodies that say the same: blanks, the order of keys, 1 or 1.00 make no difference."""
-    return sha256(json.dumps(body, sort_keys=True, default=float))
+    return digest(json.dumps(body, sort_keys=True, default=float))
 
 
 def read_available(sku: str, body: Any) -> int:
@@ -124,7 +124,7 @@ PARAMETERS = {
 
 def cursor(name: str, where: dict[str, str], last: str) -> str:
     """Where the next page of a list begins, with a check (no secret) that tells it from a cursor of another list."""
-    return sha256(json.dumps([name, where, last], sort_keys=True))[:CHECK] + last
+    return digest(json.dumps([name, where, last], sort_keys=True))[:CHECK] + last
 
 
 def open_cursor(name: str, where: dict[str, str], given: str | None) -> str | None:
@@ -141,7 +141,3 @@ def idempotency_key(header: str | None) -> str | None:
     if header is not None and not 1 <= len(key) <= 255:
         raise Malformed("Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or bare")
     return key or None
-
-
-def sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -26,30 +26,35 @@ class ApiKey(NamedTuple):
     role: str
 
 
+class Rule(NamedTuple):
+    """How the text of a variable is read: it matches `pattern`, and `parse` raises no ValueError."""
+
+    default: str
+    must_be: str
+    pattern: str
+    parse: Callable[[str], Any]
+
+
 def digest(text: str) -> str:
-    """SHA-256. A secret is looked up by it: comparing digests tells an attacker nothing about the secret."""
+    """SHA-256. Secrets are looked up by it: comparing digests tells an attacker nothing about the secret."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# --- how the text of a variable is read; ValueError where it is wrong --------------------------------------------
+def _read(default: str, must_be: str, pattern: str = "(?s:.*)", parse: Callable[[str], Any] = str) -> Any:
+    return field(metadata={"rule": Rule(default, must_be, pattern, parse)})
 
 
-def _if(good: Any, value: Any) -> Any:
-    if not good:
-        raise ValueError
-    return value
+def _number(default: str, low: int, high: int) -> Any:
+    def parse(text: str) -> int:
+        if not low <= int(text) <= high:
+            raise ValueError
+        return int(text)
+
+    return _read(default, f"a whole number from {low} to {high}", "[0-9]{1,9}", parse)
 
 
-def _url(schemes: str, words: str) -> Callable[[str], str]:
-    return lambda text: _if(text in ("", *words.split()) or re.match(f"({schemes})://[^/]", text), urlsplit(text).geturl())
-
-
-def _one_of(*words: str) -> Callable[[str], str]:
-    return lambda text: _if(text.lower() in words, text.lower())
-
-
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    return lambda text: _if(re.fullmatch("[0-9]{1,9}", text) and low <= int(text) <= high, int(text or 0))
+def _url(text: str) -> str:
+    return text if urlsplit(text) else ""  # it raises where the host is no host
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -57,5 +62,76 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _delays(text: str) -> tuple[str, ...]:
-    good = all(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", part) and float(part) > 0 for part in _names(text))
-    return _if(good, ()) or tuple(f"{float(part):.10g}" for part in _names(text))
+    if not all(re.fullmatch(r"(?=[0.]*[1-9])[0-9]{1,6}(\.[0-9]{1,3})?", part) for part in _names(text)):
+        raise ValueError
+    return tuple(f"{float(part):.10g}" for part in _names(text))
+
+
+def _keys(text: str) -> dict[str, ApiKey]:
+    keys: dict[str, ApiKey] = {}
+    for position, part in enumerate(_names(text), 1):
+        match = re.fullmatch(r"([A-Za-z0-9._-]{1,64}):([!-9;-~]{1,200})(?::(client|read|admin))?", part)
+        if match is None:
+            raise ValueError(f"entry {position} is not")
+        key = ApiKey(match[1], match[3] or "client")
+        if any(other.name == key.name and other.role != key.role for other in keys.values()):
+            raise ValueError(f"entry {position} gives {key.name} a second role, and one name has one role")
+        if keys.setdefault(digest(match[2]), key) is not key:
+            raise ValueError(f"entry {position} repeats a secret, and every entry needs one of its own")
+    return keys
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment says. URLs are kept as given; delays are seconds, as text, because they name queues."""
+
+    mongodb_url: str = _read(
+        "", "mongodb://host:port/database, embedded or memory", r"(mongodb(\+srv)?://[^/?#].*|embedded|memory)?", _url
+    )
+    amqp_url: str = _read(
+        "", "amqp[s]://user:password@host:port/vhost or embedded", "(amqps?://[^/?#].*|embedded)?", _url
+    )
+    data_dir: Path = _read("./data", "a folder", parse=Path)
+    api_keys: dict[str, ApiKey] = _read("", "name:secret[:role],... with a role of client, read or admin", parse=_keys)
+    host: str = _read("127.0.0.1", "an address")
+    port: int = _number("8080", 0, 65535)
+    web_threads: int = _number("32", 1, 256)
+    concurrency: int = _number("16", 1, 256)
+    handlers: tuple[str, ...] = _read("", "names of handlers, separated by commas", parse=_names)
+    handlers_dir: Path = _read(str(ROOT / "handlers"), "a folder", parse=Path)
+    retry_delays: tuple[str, ...] = _read("2,15,90", "seconds above 0, such as 2,15,90", parse=_delays)
+    metrics_port: int = _number("9090", 0, 65535)
+    email_function: str = _read("send_email", "a function's name")
+    label_function: str = _read("make_label", "a function's name")
+    log_level: str = _read("info", "debug, info, warning or error", "(?i:debug|info|warning|error)", str.lower)
+    log_format: str = _read("", "text, json or empty", "(?i:text|json|)", str.lower)
+
+    @property
+    def single_process(self) -> bool:
+        """True where a part lives inside the process, so that API and consumer have to share it."""
+        return self.mongodb_url in ("embedded", "memory") or self.amqp_url == "embedded"
+
+
+VARIABLES: dict[str, Rule] = {each.name.upper(): each.metadata["rule"] for each in fields(Settings)}
+
+
+def load(env: Mapping[str, str], need: tuple[str, ...] = ()) -> Settings:
+    """Settings from a mapping; `need` names the variables that must be there. Raises BadSetting."""
+    for variable in need:
+        if not env.get(variable):
+            raise BadSetting(f"{variable}: is not set; it must be {VARIABLES[variable].must_be}")
+    return Settings(**{variable.lower(): _value(env, variable) for variable in VARIABLES})
+
+
+def _value(env: Mapping[str, str], variable: str) -> Any:
+    rule, text = VARIABLES[variable], env.get(variable, "").strip()
+    if not text and (variable not in env or variable != "RETRY_DELAYS"):  # an empty RETRY_DELAYS means: no retries
+        text = rule.default
+    try:
+        if not re.fullmatch(rule.pattern, text):
+            raise ValueError
+        return rule.parse(text)
+    except ValueError as error:
+        shown = f"not {text!r}; " if variable != "API_KEYS" else ""  # secrets stay out of logs
+        why = f"; {error}" if error.args else ""
+        raise BadSetting(f"{variable}: {shown}it must be {rule.must_be}{why}") from None

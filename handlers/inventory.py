@@ -15,5 +15,4 @@ def order_failed(event, services):
     services.stock.give_back()
 
 
-def order_cancelled(event, services):
-    services.stock.give_back()
+order_cancelled = order_failed

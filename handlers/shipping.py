@@ -14,12 +14,7 @@ def inventory_reserved(event, services):
 
 
 def order_failed(event, services):
-    _void(event, services)
-
-
-def order_cancelled(event, services):
-    _void(event, services)
-
-
-def _void(event, services):
     services.invoke("make_label", {"action": "void", "token": event.order["id"]})
+
+
+order_cancelled = order_failed

@@ -8,8 +8,8 @@ from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import default
 from email.utils import formatdate
-from functools import partial
 from html import escape
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from lambdas import tokens
@@ -72,10 +72,9 @@ def _deliver(token: str, message: EmailMessage) -> bool:
 
 def _smtp(url: str, message: EmailMessage) -> None:
     where = urlsplit(url)
-    connect = (
-        partial(smtplib.SMTP_SSL, context=ssl.create_default_context()) if where.scheme == "smtps" else smtplib.SMTP
-    )
-    with connect(where.hostname or "", where.port or 0, timeout=10) as server:
+    tls = {"context": ssl.create_default_context()} if where.scheme == "smtps" else {}
+    connect: Any = smtplib.SMTP_SSL if tls else smtplib.SMTP
+    with connect(where.hostname or "", where.port or 0, timeout=10, **tls) as server:
         if where.username:
             server.login(unquote(where.username), unquote(where.password or ""))
         server.send_message(message)

@@ -145,3 +145,10 @@ def test_what_is_published_confirmed_and_returned_is_counted(orders, bus, docume
     Outbox(orders, bus).announce(document)
     after = [counted("order_created", outcome) for outcome in ("published", "confirmed", "returned")]
     assert [now - then for now, then in zip(after, before, strict=True)] == [3, 1, 1]
+
+
+@pytest.mark.parametrize(("taken", "rebuilt"), [(None, 0), ({"order_created"}, 1)])
+def test_who_declares_queues_declares_them_anew_when_an_event_comes_back(orders, document, taken, rebuilt):
+    bus = FakeBus("returned")
+    Outbox(orders, bus, taken).announce(document)
+    assert bus.rebuilt == rebuilt
