@@ -16,7 +16,7 @@ run: .venv  ## start it: API, handlers and store in one process; two processes w
 
 start:
 ifeq ($(filter embedded memory,$(MONGODB_URL) $(AMQP_URL)),)
-	@$(BIN)/python consumer.py & consumer=$$!; trap 'kill $$consumer; wait $$consumer' EXIT; $(BIN)/python orderproc.py
+	@$(BIN)/python consumer.py & consumer=$$!; trap 'kill $$consumer 2>/dev/null; wait $$consumer' EXIT; $(BIN)/python orderproc.py
 else
 	@test "$(MONGODB_URL)" != memory || echo "MONGODB_URL=memory: orders vanish on exit"
 	@exec $(BIN)/python orderproc.py

@@ -12,6 +12,7 @@ from consumer import discover
 from core.events import STATUS, event_schemas
 from core.settings import VARIABLES
 from tests.conftest import wait_for
+from tests.unit.test_architecture import lines_of_code, product
 from tools.chaos.system import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -118,6 +119,12 @@ def test_the_handler_it_shows_runs_and_so_does_its_test(tmp_path):
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert "1 passed" in ran.stdout, ran.stdout + ran.stderr
+
+
+def test_the_size_it_claims_is_its_size():
+    claimed = int(re.search(r"about ([\d,]+) lines of Python", README)[1].replace(",", ""))
+    counted = sum(lines_of_code((ROOT / path).read_text()) for path in product())
+    assert abs(counted - claimed) < 50
 
 
 def test_it_is_at_most_250_lines_long():

@@ -246,7 +246,8 @@ class System:
             if entry["available"] + held[sku] != units or entry["available"] < 0:
                 wrong.append(f"{sku}: {units} at first, {entry['available']} available and {held[sku]} held now")
         processed = {order["id"] for order in orders if order["status"] == "processed"}
-        labels = {path.stem for path in (self.folder / "data/labels").glob("*.svg")}
+        made, void = ({path.stem for path in (self.folder / "data/labels").glob(f"*.{end}")} for end in ("svg", "void"))
+        labels = made - void  # a void mark outranks a label
         wrong += [f"{id} has no label" for id in processed - labels]
         wrong += [f"{id} has a label but is not processed" for id in labels - processed]
         mails = Counter(_order_of(path) for path in (self.folder / "data/mail").glob("new/*"))
