@@ -7,7 +7,7 @@
     python consumer.py purge HANDLER            throw it away           [--yes]
     python consumer.py retire HANDLER           delete the queues of a handler that is gone   [--yes]
 
-How one delivery goes, `Worker._attempt` says in twenty lines. The bus's own loop never waits for it.
+How one delivery goes, `Worker._attempt` says from top to bottom. The bus's own loop never waits for it.
 """
 
 import argparse
