@@ -12,6 +12,7 @@ from core.outbox import Outbox
 from core.stock import Stock
 from core.store import Orders, step_name
 from core.sweep import FULL_QUEUE, Sweep, patience
+from tests.carriers import FakeBus
 from tests.conftest import wait_for
 from tests.samples import an_attempt, answer, api_event, event_of, place
 
@@ -25,22 +26,13 @@ TAKERS = {
 LABEL = {"carrier": "post", "trackingNumber": "T-1"}
 
 
-class Bus:
-    """Keeps what is published: (type, queue). Confirms it unless told otherwise."""
-
-    consuming = True
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[str, str]] = []
-        self.outcome, self.depths = "confirmed", {}
-
-    def publish(self, message, done):
-        self.sent.append((message.type, message.queue))
-        done(self.outcome)
+class Bus(FakeBus):
+    """Confirms what is published unless told otherwise."""
 
     def taken(self):
+        """(type, queue) of what was published since the last time."""
         sent, self.sent = self.sent, []
-        return sent
+        return [(message.type, message.queue) for message in sent]
 
 
 @pytest.fixture
