@@ -186,16 +186,16 @@ class System:
                 return found
             cursor = f"&cursor={page['next']}"
 
-    def not_final(self, limit: int = 100) -> int:
-        """How many orders are pending, up to a limit."""
+    def pending(self, limit: int = 100) -> set[str]:
+        """The ids of orders that are pending, up to a limit."""
         _, page = self.call("GET", f"/orders?limit={limit}&status=pending")
-        return len(page["orders"])
+        return {order["id"] for order in page["orders"]}
 
     def wait_until_final(self, seconds: float = 60) -> float:
         """Wait until no order is pending and every mail is recorded; gives the seconds that took."""
         started = time.monotonic()
         # Looked at now and then only: the looking would be most of the store's work.
-        wait_for(lambda: not self.not_final(limit=1), seconds, "every order is final", every=0.25)
+        wait_for(lambda: not self.pending(limit=1), seconds, "every order is final", every=0.25)
         wait_for(lambda: all(_told(order) for order in self.orders()), seconds, "every customer is told", every=0.5)
         return time.monotonic() - started
 
