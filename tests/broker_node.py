@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pika
 
-from tests.conftest import wait_for
-from tools.chaos.system import free_port
+from tools.chaos.system import free_port, wait_for
 
 # Debian's wrapper in the PATH drops to another user; the program behind it takes our folder and our user.
 PROGRAMS = Path("/usr/lib/rabbitmq/bin")

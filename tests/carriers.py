@@ -21,7 +21,7 @@ from core.outbox import Outbox
 from core.settings import ROOT
 from core.stock import Stock
 from core.store import Orders, view
-from tests.conftest import wait_for
+from tools.chaos.system import wait_for
 
 logging.getLogger("pika").setLevel(logging.CRITICAL)  # as the programs do; ours says the same in a line
 

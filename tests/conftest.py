@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pika
@@ -16,21 +15,11 @@ import pytest
 
 from core.bus import queues_of
 from core.publisher import parameters
-from tools.chaos.system import free_port
+from tools.chaos.system import free_port, wait_for
 
 DEFAULT_BROKER = "amqp://guest:guest@127.0.0.1:5672/%2F"
 STANDARD = ("inventory", "shipping", "email")
 used: set[str] = set()
-
-
-def wait_for(condition, seconds: float = 20.0, what: str = ""):
-    """Poll until the condition gives something true, and give that."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s: {what or condition}")
 
 
 class StoreServer:

@@ -6,8 +6,7 @@ import subprocess
 import sys
 import time
 
-from tests.conftest import wait_for
-from tools.chaos.system import ROOT
+from tools.chaos.system import ROOT, wait_for
 
 
 def test_an_order_becomes_processed_with_label_and_mail_on_disk(embedded):

@@ -12,7 +12,8 @@ import pytest
 
 from core.events import now
 from tests.broker_node import BrokerNode
-from tests.conftest import delete_queues, wait_for
+from tests.conftest import delete_queues
+from tools.chaos.system import wait_for
 
 OUTAGE = float(os.environ.get("FAULT_SECONDS", "8"))
 STOCK = {"A1": 100_000}

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from tests.conftest import delete_queues, wait_for
-from tools.chaos.system import ROOT
+from tests.conftest import delete_queues
+from tools.chaos.system import ROOT, wait_for
 
 POINTS = '''"""Thank loyal customers."""
 

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.conftest import wait_for
+from tools.chaos.system import wait_for
 
 ORDERS = int(os.environ.get("ORDERS", "300"))
 

@@ -11,9 +11,8 @@ import pytest
 from consumer import discover
 from core.events import STATUS, event_schemas
 from core.settings import VARIABLES
-from tests.conftest import wait_for
 from tests.unit.test_architecture import lines_of_code, product
-from tools.chaos.system import ROOT
+from tools.chaos.system import ROOT, wait_for
 
 README = (ROOT / "README.md").read_text()
 VARYING = [

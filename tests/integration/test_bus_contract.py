@@ -10,7 +10,7 @@ from core import localbus, publisher
 from core.bus import Message, Rabbit, dead_queue, main_queue, retry_queue
 from core.localbus import LocalBus
 from tests.carriers import Running, Told, running
-from tests.conftest import free_port, wait_for
+from tools.chaos.system import free_port, wait_for
 
 TOPOLOGY = {
     "inventory": ["order_created", "order_failed"],

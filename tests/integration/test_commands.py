@@ -8,8 +8,8 @@ from core.events import created_by_api, message_body, new_order_id, new_tracepar
 from core.publisher import parameters
 from tests import conftest
 from tests.carriers import run_command, write_handlers
-from tests.conftest import free_port, wait_for
 from tests.fakes import ORDER
+from tools.chaos.system import free_port, wait_for
 
 DELAYS = "0.2,0.5"
 HANDLERS = ("email", "inventory", "legacy")

@@ -22,7 +22,7 @@ from core.store import Orders, connect
 from tests import conftest
 from tests.broker_node import BrokerNode, installed
 from tests.carriers import Consumer, Process, Running, Told, place, run_command, running, write_handlers
-from tests.conftest import free_port, wait_for
+from tools.chaos.system import free_port, wait_for
 
 TOPOLOGY = {"inventory": ["order_created"], "email": ["order_created", "order_confirmed"]}
 DELAYS = ("0.2", "0.3")

@@ -17,7 +17,7 @@ from swagger_ui_bundle import swagger_ui_path
 
 from core.settings import ROOT
 from tests.api_client import ORDER
-from tests.conftest import free_port, wait_for
+from tools.chaos.system import free_port, wait_for
 
 PROGRAM = """
     import logging, signal, sys, threading, time

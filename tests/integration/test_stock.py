@@ -10,8 +10,8 @@ from core.events import now
 from core.services import StockMoves, TryAgain
 from core.stock import Stock
 from core.store import StoreAway
-from tests.conftest import wait_for
 from tests.samples import an_attempt
+from tools.chaos.system import wait_for
 
 
 @pytest.fixture(params=["mongomock", "secantusdb"])

@@ -11,8 +11,8 @@ from bson.errors import InvalidDocument
 from core import store
 from core.events import Event, now
 from core.store import Conflict, KeyReused, Orders, StoreAway, holdings, owed, standing, step_name, view
-from tests.conftest import wait_for
 from tests.samples import an_attempt, an_order, answer, api_event, event_of, place
+from tools.chaos.system import wait_for
 
 HELD = [{"note": "n", "sku": "A1", "quantity": 2}]
 BACK = [{"note": "m", "sku": "A1", "quantity": -2}]

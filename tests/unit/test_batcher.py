@@ -19,7 +19,7 @@ from pymongo.errors import (
 
 from core import batcher
 from core.batcher import Batcher, Busy, Duplicate, StoreAway, Write
-from tests.conftest import wait_for
+from tools.chaos.system import wait_for
 
 
 def bulk_error(*refused: tuple[int, int], write_concern: bool = False) -> BulkWriteError:

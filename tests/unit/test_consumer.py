@@ -19,7 +19,7 @@ from core.settings import ROOT
 from core.stock import Stock
 from core.store import Orders, StoreAway, owed, view
 from tests.carriers import FakeBus, place, running
-from tests.conftest import wait_for
+from tools.chaos.system import wait_for
 
 LABEL = {"carrier": "Pigeon", "trackingNumber": "P1"}
 

@@ -25,8 +25,8 @@ from core.stock import Stock
 from core.store import Conflict, Orders, holdings
 from core.sweep import Sweep
 from handlers import inventory, shipping
-from tests.conftest import wait_for
 from tests.samples import api_event, place
+from tools.chaos.system import wait_for
 
 STOCK = {"A1": 7, "B2": 6}
 LABEL = {"carrier": "post", "trackingNumber": "T-1"}

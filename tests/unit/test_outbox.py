@@ -11,7 +11,7 @@ from core.events import Event, follow_up, parse
 from core.outbox import Outbox
 from core.store import Orders, step_name
 from tests.carriers import FakeBus, place
-from tests.conftest import wait_for
+from tools.chaos.system import wait_for
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from core.stock import Stock
 from core.store import Orders, step_name
 from core.sweep import FULL_QUEUE, Sweep, patience
 from tests.carriers import FakeBus
-from tests.conftest import wait_for
 from tests.samples import an_attempt, answer, api_event, event_of, place
+from tools.chaos.system import wait_for
 
 TAKERS = {
     "order_created": ["inventory"],

@@ -285,11 +285,11 @@ def _order_of(path: Path) -> str:
     return email.message_from_bytes(path.read_bytes())["X-Order-Id"]
 
 
-def wait_for(condition, seconds: float, what: str, every: float = 0.05):
+def wait_for(condition, seconds: float = 20, what: str = "", every: float = 0.05):
     """Poll until the condition gives something true, and give that."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():
             return found
         time.sleep(every)
-    raise AssertionError(f"not within {seconds} s: {what}")
+    raise AssertionError(f"not within {seconds} s: {what or condition}")
