@@ -158,7 +158,8 @@ def test_a_consumer_that_finds_another_argument_exits_with_2_and_that_one_line(r
 
 
 def flows(session: Running, told: Told, count: int = 1) -> None:
-    """Events go through: each of two handlers gets each."""
+    """Events go through: each of two handlers gets each. (A publisher that lost its broker may pause 15 s.)"""
+    wait_for(lambda: session.bus.up, 40, "the publisher is up")
     numbers = [random.randrange(10**9) for _ in range(count)]
     for number in numbers:
         told.publish(created(number))
