@@ -20,14 +20,13 @@ import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import AMQPError, ChannelClosedByBroker, UnroutableError
 
-from core.publisher import EXCHANGE, Message, Publisher, parameters, properties
+from core.publisher import EXCHANGE, LARGEST_PAUSE, Message, Publisher, parameters, properties
 from core.telemetry import DEAD_MESSAGES
 
 __all__ = ["Admin", "BadTopology", "Bus", "Delivery", "Message", "Rabbit", "dead_queue", "main_queue", "retry_queue"]
 log = logging.getLogger(__name__)
 LOOK_EVERY = 5.0  # seconds between looks at queue lengths
 DRAIN = 8.0  # seconds that work in hand gets on a stop
-LARGEST_PAUSE = 15.0  # seconds between attempts to connect
 UNLIMITED = 1_000_000  # a delivery limit as good as none; -1 destroys messages on RabbitMQ 3.10
 
 Topology = dict[str, list[str]]  # handler -> event types it takes

@@ -22,7 +22,7 @@ EXCHANGE = "orders"
 WINDOW = 500  # messages on their way
 BOUND = 10_000  # messages waiting; beyond it they stay in their outbox
 CONFIRM_WITHIN = 10.0  # seconds; pika has no deadline of its own
-LARGEST_PAUSE = 15.0
+LARGEST_PAUSE = 15.0  # seconds between attempts to connect
 
 
 @dataclass(frozen=True)

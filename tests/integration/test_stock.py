@@ -5,23 +5,11 @@ from datetime import timedelta
 
 import pytest
 
-from core import store
 from core.events import now
 from core.services import StockMoves, TryAgain
 from core.stock import Stock
 from core.store import StoreAway
-from tests.samples import an_attempt
 from tools.chaos.system import wait_for
-
-
-@pytest.fixture(params=["mongomock", "secantusdb"])
-def database(request):
-    if request.param == "mongomock":
-        yield store.connect("memory")
-        return
-    database = store.connect(request.getfixturevalue("store_server").url(f"stock_{an_attempt()}"))
-    yield database
-    database.client.close()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import pymongo
 import pytest
 from bson.errors import InvalidDocument
 
-from core import store
 from core.events import Event, now
 from core.store import Conflict, KeyReused, Orders, StoreAway, holdings, owed, standing, step_name, view
 from tests.samples import an_attempt, an_order, answer, api_event, event_of, place
@@ -24,16 +23,6 @@ TAKERS = {
     "order_failed": ["inventory", "email"],
     "order_cancelled": ["inventory", "email"],
 }
-
-
-@pytest.fixture(params=["mongomock", "secantusdb"])
-def database(request):
-    if request.param == "mongomock":
-        yield store.connect("memory")
-        return
-    database = store.connect(request.getfixturevalue("store_server").url(f"orders_{an_attempt()}"))
-    yield database
-    database.client.close()
 
 
 @pytest.fixture

@@ -1,0 +1,17 @@
+"""The stores that the store and stock suites run on."""
+
+import pytest
+
+from core import store
+from tests.samples import an_attempt
+
+
+@pytest.fixture(params=["mongomock", "secantusdb"])
+def database(request):
+    """An empty database: in memory, and on a server."""
+    if request.param == "mongomock":
+        yield store.connect("memory")
+        return
+    database = store.connect(request.getfixturevalue("store_server").url(f"suite_{an_attempt()}"))
+    yield database
+    database.client.close()
