@@ -254,7 +254,7 @@ class Worker:
         where = standing(order, event, step, attempt)
         if where == "mine":
             moves.settle()
-            self._outbox.announce(order)
+            self._outbox.announce(order, answers)
             for status in [events.STATUS[answer.type] for answer in answers if answer.type in events.STATUS]:
                 telemetry.ORDERS.labels(status).inc()
         else:

@@ -279,10 +279,11 @@ class Api:
 
     def cancel_order(self, asked: Asked, order_id: str) -> HTTPResponse:
         self._find(asked, order_id)
-        document, cancelled = self.orders.cancel(order_id, _event("order_cancelled", order_id))
+        event = _event("order_cancelled", order_id)
+        document, cancelled = self.orders.cancel(order_id, event)
         if cancelled:
             telemetry.ORDERS.labels("cancelled").inc()
-            self.outbox.announce(document)
+            self.outbox.announce(document, [event])
         return _show(document)
 
     def list_stock(self, asked: Asked) -> HTTPResponse:

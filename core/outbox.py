@@ -1,11 +1,11 @@
 """From the outbox to the bus: events are published once their order is stored, and cleared once they are confirmed."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from core.bus import Bus, Message
-from core.events import message_body
+from core.events import Event, message_body
 from core.store import Orders, view
 from core.telemetry import EVENTS
 
@@ -18,10 +18,13 @@ class Outbox:
     def __init__(self, orders: Orders, bus: Bus, taken: Collection[str] | None = None) -> None:
         self._orders, self._bus, self._taken = orders, bus, taken
 
-    def announce(self, document: dict[str, Any]) -> None:
-        """Hand the events in an order's outbox to the bus. Never blocks or raises; what is lost, the sweep finds."""
+    def announce(self, document: dict[str, Any], only: Sequence[Event] | None = None) -> None:
+        """Hand the events in an order's outbox to the bus, or `only` these of them: another may be on its way from
+        another process. Never blocks or raises; what is lost, the sweep finds.
+        """
+        wanted = document["outbox"] if only is None else {event.id for event in only}.intersection(document["outbox"])
         for envelope in document["events"]:
-            if envelope["id"] in document["outbox"]:
+            if envelope["id"] in wanted:
                 self.send(document, envelope)
 
     def send(self, document: dict[str, Any], envelope: dict[str, Any], queue: str = "") -> None:

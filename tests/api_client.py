@@ -2,13 +2,14 @@
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import mongomock
 
 from core import settings
+from core.events import Event
 from core.localbus import LocalBus
 from core.outbox import Outbox
 from core.stock import Stock
@@ -98,12 +99,14 @@ class Shop:
 
 
 class Announced(Outbox):
-    """An outbox that remembers which orders it was handed."""
+    """An outbox that remembers which orders it was handed, and which of their events were named."""
 
     def __init__(self, orders: Orders, bus: LocalBus) -> None:
         super().__init__(orders, bus, taken=())
         self.documents: list[dict[str, Any]] = []
+        self.named: list[list[str] | None] = []
 
-    def announce(self, document: dict[str, Any]) -> None:
+    def announce(self, document: dict[str, Any], only: Sequence[Event] | None = None) -> None:
         self.documents.append(document)
-        super().announce(document)
+        self.named.append(None if only is None else [event.type for event in only])
+        super().announce(document, only)

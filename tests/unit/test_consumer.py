@@ -483,6 +483,14 @@ def test_an_answer_that_no_handler_takes_is_sent_without_mandatory_and_leaves_th
     wait_for(lambda: message.id not in desk.orders.get(id)["outbox"])
 
 
+def test_an_event_that_another_process_is_publishing_is_not_published_a_second_time():
+    desk = Desk(inventory=created(lambda event, services: Event("inventory_reserved")), email=created())
+    id = place(desk.orders)  # and its event is in the outbox until the API's publisher has its confirm
+    for name in ("inventory", "email"):
+        assert desk.handle(name, desk.body(id)) == "acked"
+    assert [message.type for message in desk.bus.sent] == ["inventory_reserved"]
+
+
 def test_an_answer_that_some_handler_takes_is_mandatory_and_stays_in_the_outbox_when_it_comes_back():
     reserve = created(lambda event, services: Event("inventory_reserved"))
     desk = Desk(FakeBus("returned"), inventory=reserve, shipping=[handler("inventory_reserved", fails)])

@@ -7,9 +7,9 @@ import pytest
 from prometheus_client import REGISTRY
 
 from core.batcher import Busy
-from core.events import Event, follow_up, parse
+from core.events import Event, created_by_api, follow_up, message_body, parse
 from core.outbox import Outbox
-from core.store import Orders, step_name
+from core.store import Orders, step_name, view
 from tests.carriers import FakeBus, place
 from tools.chaos.system import wait_for
 
@@ -63,6 +63,17 @@ def test_an_event_that_was_not_taken_stays_in_its_outbox_and_a_line_says_so(orde
     bus.outcome = "confirmed"
     Outbox(orders, bus).announce(document)
     wait_for(lambda: left(orders, document) == [])
+
+
+def test_only_the_events_named_are_handed_over_and_only_while_they_wait(orders, bus, document):
+    created = parse(message_body(document["events"][0], view(document, timeline=False)))
+    cancelled = created_by_api("order_cancelled", document["_id"], created.traceparent)
+    both = orders.cancel(document["_id"], cancelled)[0]
+    Outbox(orders, bus).announce(both, [])
+    Outbox(orders, bus).announce({**both, "outbox": [created.id]}, [cancelled])
+    assert bus.sent == []
+    Outbox(orders, bus).announce(both, [cancelled])
+    assert [message.id for message in bus.sent] == [cancelled.id]
 
 
 def test_nothing_leaves_before_the_bus_says_so(orders, bus, document):
