@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = settings.load(os.environ, needed)
         telemetry.set_up_logging(config.log_level, config.log_format)
+        settings.warn_of_demo_values(os.environ)
         return COMMANDS[words.command](config, words) or 0
     except (BadSetting, BadTopology, BusAway) as error:
         print(error, file=sys.stderr)

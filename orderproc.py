@@ -31,7 +31,7 @@ from core.bus import BadTopology, Rabbit
 from core.localbus import LocalBus
 from core.outbox import Outbox
 from core.reading import Faulty, Malformed
-from core.settings import ROLES, ROOT, ApiKey, BadSetting, Settings, digest, load
+from core.settings import ROLES, ROOT, ApiKey, BadSetting, Settings, digest, load, warn_of_demo_values
 from core.stock import Stock
 from core.store import Conflict, KeyReused, Orders, StoreAway, connect, view
 
@@ -46,6 +46,7 @@ def main() -> int:
     try:
         settings = load(os.environ, need=("MONGODB_URL", "AMQP_URL", "API_KEYS"))
         telemetry.set_up_logging(settings.log_level, settings.log_format)
+        warn_of_demo_values(os.environ)
         with ExitStack() as at_end:
             serve(wire(settings, stop, at_end), settings, stop)
     except (BadSetting, BadTopology) as error:

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+log = logging.getLogger(__name__)
 ROLES = ("client", "read", "admin")
+DEMO = "change-me"  # in every secret that is published with this program
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -121,6 +124,13 @@ def load(env: Mapping[str, str], need: tuple[str, ...] = ()) -> Settings:
         if not env.get(variable):
             raise BadSetting(f"{variable}: is not set; it must be {VARIABLES[variable].must_be}")
     return Settings(**{variable.lower(): _value(env, variable) for variable in VARIABLES})
+
+
+def warn_of_demo_values(env: Mapping[str, str]) -> None:
+    """A log line for each variable that still holds a secret everybody can read in this repository."""
+    for variable in VARIABLES:
+        if DEMO in env.get(variable, ""):
+            log.warning("a demo secret is in use; set one of your own", extra={"variable": variable})
 
 
 def _value(env: Mapping[str, str], variable: str) -> Any:

@@ -1,10 +1,12 @@
 """The environment: what is taken, and which line stops the start."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from core.settings import VARIABLES, ApiKey, BadSetting, digest, load
+from core.settings import ROOT, VARIABLES, ApiKey, BadSetting, digest, load, warn_of_demo_values
 
 REQUIRED = ("MONGODB_URL", "AMQP_URL", "API_KEYS")
 GOOD = {"MONGODB_URL": "memory", "AMQP_URL": "embedded", "API_KEYS": "demo:demo-key:admin"}
@@ -134,3 +136,31 @@ def test_secrets_are_kept_as_digests_only():
 
 def test_every_variable_of_the_table_is_a_field_of_the_settings():
     assert {name.lower() for name in VARIABLES} == set(vars(load({})))
+
+
+# --- demo secrets
+
+
+def test_a_demo_secret_is_warned_of_by_its_variable_and_never_shown(caplog):
+    warn_of_demo_values(
+        {"API_KEYS": "shop:change-me-1", "AMQP_URL": "amqp://u:change-me-2@h/", "MONGODB_URL": "mongodb://h"}
+    )
+    assert [(record.levelname, record.variable) for record in caplog.records] == [
+        ("WARNING", "AMQP_URL"),
+        ("WARNING", "API_KEYS"),
+    ]
+    assert "change-me" not in caplog.text
+
+
+@pytest.mark.parametrize("program", ["orderproc.py", "consumer.py"])
+def test_each_process_warns_at_its_start_while_a_demo_secret_is_in_use(program, tmp_path):
+    environment = {
+        **GOOD,
+        "API_KEYS": "shop:change-me",
+        "DATA_DIR": str(tmp_path),
+        "HANDLERS": "nobody",
+    }  # which ends it
+    run = subprocess.run(
+        [sys.executable, program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 2 and "a demo secret is in use" in run.stderr and '"variable": "API_KEYS"' in run.stderr
