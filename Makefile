@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+COMPOSE := env -u API_KEYS docker compose  # secrets come from .env, not from the default below
 export DATA_DIR ?= ./data
 export API_KEYS ?= demo:demo-key:admin
 export HOST ?= 127.0.0.1
@@ -28,6 +29,21 @@ test: .venv/dev  ## run every test; those that need RabbitMQ run where AMQP_URL 
 lint: .venv/dev  ## check style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+up: .env  ## start it all in containers, on real servers (needs Docker with Compose)
+	@$(COMPOSE) up --build --detach --wait
+
+down: .env  ## stop the containers; data stays
+	@$(COMPOSE) down
+
+logs: .env  ## follow what the containers say
+	@$(COMPOSE) logs --follow
+
+.env:
+	cp .env.example .env
+
+stack-test:  ## start containers of its own, break them under load and see that every order ends
+	@$(PYTHON) -m tools.chaos.stack
+
 check: .venv  ## print which handler takes what
 	@$(BIN)/python consumer.py check
 
@@ -51,4 +67,4 @@ clean:  ## remove the virtual environment and caches; data stays
 reset:  ## remove all data of `make run`, after asking
 	@printf 'Remove %s with all orders, mails and labels in it? [y/N] ' '$(DATA_DIR)'; read answer; test "$$answer" = y && rm -rf '$(DATA_DIR)'
 
-.PHONY: help run start test lint check .venv clean reset
+.PHONY: help run start up down logs stack-test test lint check .venv clean reset
