@@ -71,7 +71,7 @@ def run(name: str, event: dict) -> tuple[str, ...]:
     try:
         return (json.dumps(FUNCTIONS[name](event, context)),)
     except Exception as error:
-        told = {"errorMessage": str(error), "errorType": type(error).__name__}
+        told = {"errorMessage": str(error), "errorType": type(error).__name__, "requestId": context.aws_request_id}
         trace = traceback.format_tb(error.__traceback__)
         return json.dumps({**told, "stackTrace": trace}), "X-Amz-Function-Error", "Unhandled"
 
