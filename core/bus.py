@@ -123,7 +123,7 @@ class Rabbit:
                     declare(connection, topology, self._delays)
                     self._publisher.start()
                     pause = 0.5
-                    _Session(self, connection, names, prefetch, deliver).run(stop)
+                    _Session(self, connection, topology, names, prefetch, deliver).run(stop)
             except (AMQPError, OSError, _Lost) as error:
                 log.warning("lost the broker; connecting again", extra={"error": repr(error)[:300]})
                 stop.wait(random.uniform(pause / 2, pause))
@@ -144,11 +144,12 @@ class _Session:
     """One connection's worth of consuming, on one channel: a prefetch counts for each of its consumers by itself."""
 
     def __init__(
-        self, bus: Rabbit, connection: pika.BlockingConnection, names: Sequence[str], prefetch: int,
+        self, bus: Rabbit, connection: pika.BlockingConnection, topology: Topology, names: Sequence[str], prefetch: int,
         deliver: Callable[[Delivery], None],
     ) -> None:  # fmt: skip
         self._bus, self._connection, self._deliver = bus, connection, deliver
-        self._names, self._queues = names, [f(name) for name in names for f in (main_queue, dead_queue)]
+        # All of them, also what others consume: the sweep spares any queue that is full.
+        self._names, self._queues = names, [f(name) for name in topology for f in (main_queue, dead_queue)]
         self._lock = threading.Lock()
         self._ended: list[tuple[int, bool]] = []  # (delivery tag, whether to ack), for the loop to deal with
         self._in_hand: set[int] = set()

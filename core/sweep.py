@@ -51,6 +51,8 @@ class Sweep(threading.Thread):
     def round(self) -> int:
         """Look at what is due; gives how many orders that were."""
         if not self._orders.take_lease("sweep", self._me, LEASE):
+            OUTBOX_EVENTS.set(0)  # the holder measures; a number from when that was us would stand for ever
+            OUTBOX_OLDEST.set(0)
             return 0
         if self._forgetful:  # whatever was in hand died with the process before
             self._orders.wake_all()

@@ -442,6 +442,13 @@ def test_a_message_that_brings_down_its_consumer_21_times_is_parked_by_the_broke
     assert headers["error"] == "delivery_limit" and headers["time"]
 
 
+def test_it_knows_how_long_the_queues_are_that_others_consume(bus, monkeypatch):
+    monkeypatch.setattr("core.bus.LOOK_EVERY", 0.1)
+    with running(bus, TOPOLOGY, ["inventory"]):
+        Told(bus).of(created(1))
+        wait_for(lambda: bus.depths.get(main_queue("email")) == 1)
+
+
 # --- a whole consumer ------------------------------------------------------------------------------------------------
 
 GOOD = "def order_created(event, services): pass"

@@ -374,6 +374,14 @@ def test_the_outboxes_are_measured(shop):
     assert telemetry.OUTBOX_EVENTS._value.get() == 2 and 4 < telemetry.OUTBOX_OLDEST._value.get() < 60
 
 
+def test_who_does_not_sweep_shows_nothing_of_the_outboxes(shop):
+    place(shop.orders)
+    pass_time(shop, 5)
+    shop.sweep.round()
+    shop.new_sweep(forgetful=False).round()  # the lease is another's
+    assert telemetry.OUTBOX_EVENTS._value.get() == telemetry.OUTBOX_OLDEST._value.get() == 0
+
+
 def test_a_round_that_stumbles_does_not_end_the_sweep(shop, caplog):
     sweep, rounds = shop.sweep, []
 
