@@ -44,6 +44,14 @@ logs: .env  ## follow what the containers say
 stack-test:  ## start containers of its own, break them under load and see that every order ends
 	@$(PYTHON) -m tools.chaos.stack
 
+check-deploy: .venv-deploy/ready  ## run every validator of the image, Compose, Kubernetes, Lambda, workflow and alert files
+	@PATH=.venv-deploy/bin:$$PATH tools/check-deploy.sh
+
+.venv-deploy/ready: requirements-deploy.txt
+	$(PYTHON) -m venv .venv-deploy
+	.venv-deploy/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
 check: .venv  ## print which handler takes what
 	@$(BIN)/python consumer.py check
 
@@ -61,10 +69,10 @@ check: .venv  ## print which handler takes what
 	@touch $@
 
 clean:  ## remove the virtual environment and caches; data stays
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-deploy .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 reset:  ## remove all data of `make run`, after asking
 	@printf 'Remove %s with all orders, mails and labels in it? [y/N] ' '$(DATA_DIR)'; read answer; test "$$answer" = y && rm -rf '$(DATA_DIR)'
 
-.PHONY: help run start up down logs stack-test test lint check .venv clean reset
+.PHONY: help run start up down logs stack-test test lint check check-deploy .venv clean reset
