@@ -4,6 +4,7 @@
 #   python -m lambdas.local --host 0.0.0.0 --port 9001   the Lambda functions, where there is no AWS
 
 FROM python:3.13-slim AS build
+WORKDIR /build
 RUN python -m venv /opt/venv
 COPY requirements.txt .
 RUN /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r requirements.txt \

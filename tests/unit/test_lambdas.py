@@ -266,7 +266,8 @@ def smtp(monkeypatch):
 def test_a_mail_goes_to_the_smtp_server_once(smtp, folder):
     assert [send()["duplicate"], send()["duplicate"]] == [False, True]
     [(sender, recipients, mail)] = smtp.taken
-    assert sender.startswith("mail FROM:<orders@example.com>") and recipients == ["rcpt TO:<ada@example.com>"]
+    assert sender.lower().startswith("mail from:<orders@example.com>")  # Python 3.13 has it in lower case
+    assert [each.lower() for each in recipients] == ["rcpt to:<ada@example.com>"]
     assert mail["Message-ID"] == f"<{TOKEN}@orderproc>" and mail.get_body(("html",))
     assert not (folder / "mail").exists() and not smtp.logins
 
