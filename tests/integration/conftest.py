@@ -6,7 +6,7 @@ from core import store
 from tests.samples import an_attempt
 
 
-@pytest.fixture(params=["mongomock", "secantusdb"])
+@pytest.fixture(params=["mongomock", "server"])
 def database(request):
     """An empty database: in memory, and on a server."""
     if request.param == "mongomock":
@@ -14,4 +14,5 @@ def database(request):
         return
     database = store.connect(request.getfixturevalue("store_server").url(f"suite_{an_attempt()}"))
     yield database
+    database.client.drop_database(database.name)
     database.client.close()

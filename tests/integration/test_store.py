@@ -243,7 +243,7 @@ def test_the_timeline_keeps_the_newest_hundred(orders):
     assert len(document["steps"]) == 105
 
 
-@pytest.mark.parametrize("database", ["secantusdb"], indirect=True)  # mongomock stores anything
+@pytest.mark.parametrize("database", ["server"], indirect=True)  # mongomock stores anything
 def test_one_write_that_cannot_be_encoded_harms_no_other(orders):
     good, bad = event_of(place(orders)), event_of(place(orders))
     with ThreadPoolExecutor(2) as crowd:
