@@ -110,6 +110,11 @@ def test_every_link_leads_to_a_file():
     assert len(links) > 8 and [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_every_make_target_it_names_is_one():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE)) <= targets
+
+
 def test_the_handler_it_shows_runs_and_so_does_its_test(tmp_path):
     handler, test = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (tmp_path / "points.py").write_text(handler)
