@@ -304,4 +304,4 @@ def view(document: Document, timeline: bool = True) -> Document:
 
 
 def _line(line: Document) -> Document:
-    return {key: rfc3339(value) if key in ("at", "next") else value for key, value in line.items() if key != "attempt"}
+    return {k: rfc3339(v) if isinstance(v, datetime) else v for k, v in line.items() if k != "attempt"}

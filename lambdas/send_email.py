@@ -19,6 +19,7 @@ TEMPLATES = {
     "order_failed": ("We could not fulfil your order", "We are sorry: your order did not go through."),
     "order_cancelled": ("Your order is cancelled", "Your order is cancelled, and nothing will be sent."),
 }
+ADDRESS = ("name", "line1", "line2", "city", "postalCode", "country")
 
 
 def handler(event: dict, context: object) -> dict:
@@ -52,7 +53,8 @@ def _facts(order: dict) -> list[tuple[str, str]]:
     facts = [(item["sku"], f"{item['quantity']} x {item['price']} {money}") for item in order["items"]]
     facts += [("Total", f"{order['total']} {money}"), ("Reason", order.get("failureReason", "").replace("_", " "))]
     facts += [("Carrier", ship.get("carrier", "")), ("Tracking number", ship.get("trackingNumber", ""))]
-    return [(name, value) for name, value in [*facts, ("Ship to", ", ".join(to.values()))] if value]
+    where = ", ".join(to[part] for part in ADDRESS if part in to)
+    return [(name, value) for name, value in [*facts, ("Ship to", where)] if value]
 
 
 def _deliver(token: str, message: EmailMessage) -> bool:
