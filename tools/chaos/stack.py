@@ -25,7 +25,7 @@ OURS = ["api", "consumer", "email", "functions"]
 PORTS = {"API_PORT": "18080", "RABBITMQ_PORT": "18672", "MAILPIT_PORT": "18025"}
 SECRETS = {"API_KEYS": "stack:stack-test-key:admin", "RABBITMQ_PASSWORD": "stack-test-password"}
 HARM = {  # what is done to the stack while orders come in
-    "three more consumers for mails": ["up --detach --no-recreate --wait --scale email=3"],
+    "three consumers for mails, not one": ["up --detach --no-recreate --wait --scale email=3"],
     "a consumer killed": ["kill --signal KILL consumer", "up --detach --no-recreate --wait consumer"],
     "the API stopped and started": ["stop api", "start api"],
     "RabbitMQ stopped and started": ["stop rabbitmq", "start rabbitmq"],
