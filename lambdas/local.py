@@ -85,7 +85,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=9001)
     parser.add_argument("--host", default="127.0.0.1")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT):  # a shell starts what runs in the background with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     options = parser.parse_args()
     with serve(options.host, options.port) as server, suppress(KeyboardInterrupt):
         print(f"lambdas on http://{options.host}:{server.server_port}", flush=True)
