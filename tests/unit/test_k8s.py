@@ -216,6 +216,12 @@ def test_prometheus_reaches_what_asks_to_be_scraped():
         assert opened <= {port["containerPort"] for port in container(name)["ports"]}
 
 
+def test_the_smallest_whole_asks_for_one_cpu_at_most():
+    scaled = {name: each["spec"]["minReplicas"] for name, each in named("HorizontalPodAutoscaler").items()}
+    asked = {name: container(name)["resources"]["requests"]["cpu"].removesuffix("m") for name in WORKLOADS}
+    assert sum(int(cpu) * scaled.get(name, 1) for name, cpu in asked.items()) <= 1000
+
+
 # --- every workload behaves
 
 
