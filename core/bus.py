@@ -232,10 +232,12 @@ def _connected(url: str) -> Iterator[pika.BlockingConnection]:
 def declare(connection: pika.BlockingConnection, topology: Topology, delays: Sequence[str]) -> None:
     """Every queue of every handler, and only then the bindings, so that no event finds half of its queues."""
     channel = connection.channel()
-    channel.exchange_declare(EXCHANGE, "topic", durable=True)
+    with _as_it_was(f"exchange {EXCHANGE}"):
+        channel.exchange_declare(EXCHANGE, "topic", durable=True)
     for handler in topology:
         for queue, arguments in queues_of(handler, delays).items():
-            _declare_queue(channel, queue, arguments)
+            with _as_it_was(f"queue {queue}"):
+                channel.queue_declare(queue, durable=True, arguments={"x-queue-type": "quorum", **arguments})
     for handler, types in topology.items():
         for type in types:
             channel.queue_bind(main_queue(handler), EXCHANGE, type)
@@ -265,16 +267,17 @@ def _dead_letters_to(queue: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _declare_queue(channel: BlockingChannel, queue: str, arguments: dict[str, Any]) -> None:
+@contextmanager
+def _as_it_was(what: str) -> Iterator[None]:
     try:
-        channel.queue_declare(queue, durable=True, arguments={"x-queue-type": "quorum", **arguments})
+        yield
     except ChannelClosedByBroker as error:
         if error.reply_code != 406:
             raise
         found = re.search(r"inequivalent arg '([^']+)'.*?(received.*)", error.reply_text, re.DOTALL)
-        what = f"argument {found[1]}: {found[2]}" if found else error.reply_text
-        advice = "empty the queue and delete it, or go back to the setting it was made with"
-        raise BadTopology(f"queue {queue} is there with another {what}; {advice}") from None
+        how = f"argument {found[1]}: {found[2]}" if found else error.reply_text
+        advice = "delete it (a queue: once it is empty), or go back to the setting it was made with"
+        raise BadTopology(f"{what} is there with another {how}; {advice}") from None
 
 
 # --- commands ----------------------------------------------------------------------------------------------------

@@ -142,6 +142,17 @@ def test_a_queue_with_another_argument_stops_the_start_and_says_what_to_do(rabbi
     assert not bus.consuming
 
 
+def test_an_exchange_of_another_type_stops_the_start_and_says_what_to_do(rabbit, bus):
+    with channel_to(rabbit) as channel:
+        channel.exchange_delete("orders")
+        channel.exchange_declare("orders", "direct", durable=True)
+        try:
+            with pytest.raises(BadTopology, match="exchange orders is there with another argument type.*delete it"):
+                bus.consume(TOPOLOGY, list(TOPOLOGY), 16, print, threading.Event())
+        finally:
+            channel.exchange_delete("orders")
+
+
 def test_a_consumer_that_finds_another_argument_exits_with_2_and_that_one_line(rabbit):
     with channel_to(rabbit) as channel:
         channel.queue_declare("orders.email", durable=True, arguments={"x-queue-type": "quorum"})
@@ -151,7 +162,7 @@ def test_a_consumer_that_finds_another_argument_exits_with_2_and_that_one_line(r
     assert ran.returncode == 2
     [line] = ran.stderr.splitlines()
     assert line.startswith("queue orders.email is there with another argument x-")
-    assert "empty the queue and delete it" in line
+    assert "delete it (a queue: once it is empty)" in line
 
 
 # --- losing parts of the broker --------------------------------------------------------------------------------------
