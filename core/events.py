@@ -67,9 +67,12 @@ def created_by_api(type: str, order_id: str, traceparent: str, event_id: str | N
 
 
 def follow_up(parent: Event, handler: str, position: int, answer: Event, status: str) -> Event:
-    """A handler's answer as an event of its order; the id comes from the parent's, so a repeat is recognised."""
+    """A handler's answer as an event of its order; the id comes from the parent's, so a repeat is recognised.
+
+    A new event: a handler may return the same `Event` object for every order, and on several threads at once.
+    """
     event_id = str(uuid.uuid5(uuid.UUID(parent.id), f"{handler}/{answer.type}/{position}"))
-    return _filled(answer, event_id, f"/orderproc/handlers/{handler}", parent.subject, status, parent.traceparent)
+    return _filled(Event(answer.type, **answer.data), event_id, f"/orderproc/handlers/{handler}", parent.subject, status, parent.traceparent)
 
 
 def _filled(event: Event, id: str, source: str, subject: str, orderstatus: str, traceparent: str) -> Event:

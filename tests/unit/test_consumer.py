@@ -475,6 +475,21 @@ def test_the_ids_of_answers_are_derived_so_that_a_repeat_is_recognised():
 PARENT = "2f1c8a54-7d53-4f57-9a3e-111111111111"
 
 
+def test_one_event_object_may_be_returned_for_every_order():
+    shared = Event("inventory_reserved")
+    desk = Desk(inventory=created(lambda event, services: shared), email=created(lambda event, services: [shared] * 2))
+    placed = [desk.place() for _ in range(200)]
+    given = [desk.give(name, body) for _, body in placed for name in ("inventory", "email")]  # 400, 32 at a time
+    wait_for(lambda: all(given), 60, "all 400 steps are done")
+    for id, _ in placed:
+        events = desk.orders.get(id)["events"]
+        assert [event["subject"] for event in events] == [id] * 4
+        assert len({event["id"] for event in events}) == 4
+    announced = [message.id for message in desk.bus.sent]
+    assert len(announced) == len(set(announced)) == 600
+    assert (shared.id, shared.subject, shared.data) == ("", "", {})
+
+
 def test_an_answer_that_no_handler_takes_is_sent_without_mandatory_and_leaves_the_outbox():
     desk = Desk(inventory=created(lambda event, services: Event("inventory_reserved")))
     id, body = desk.place()
