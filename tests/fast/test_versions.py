@@ -24,8 +24,8 @@ from core.stock import Stock
 from core.store import Orders, view
 from core.sweep import Sweep
 from tests import fakes
-from tests.carriers import FakeBus
-from tests.samples import place
+from tests.support.carriers import FakeBus
+from tests.support.samples import place
 from tools.chaos.system import wait_for
 
 HANDLERS = discover(ROOT / "handlers")

@@ -11,7 +11,7 @@ import pytest
 from consumer import discover
 from core.events import STATUS, event_schemas
 from core.settings import VARIABLES
-from tests.unit.test_architecture import lines_of_code, product
+from tests.fast.test_architecture import lines_of_code, product
 from tools.chaos.system import ROOT, wait_for
 
 README = (ROOT / "README.md").read_text()

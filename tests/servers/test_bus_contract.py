@@ -9,7 +9,7 @@ import pytest
 from core import localbus, publisher
 from core.bus import Message, Rabbit, dead_queue, main_queue, retry_queue
 from core.localbus import LocalBus
-from tests.carriers import Running, Told, running
+from tests.support.carriers import Running, Told, running
 from tools.chaos.system import free_port, wait_for
 
 TOPOLOGY = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lambdas.local import FUNCTIONS
-from tests.integration.lambda_runtimes import RUNTIMES, TEMPLATE, NeverStarted, awslambdaric
+from tests.support.lambda_runtimes import RUNTIMES, TEMPLATE, NeverStarted, awslambdaric
 
 SHIP_TO = {"name": "Zoë 木村 <&> 😀", "line1": "12 St James's Square", "city": "Łódź", "postalCode": "90-001"}
 

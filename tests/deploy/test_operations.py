@@ -20,7 +20,7 @@ from core.settings import ROOT, VARIABLES
 from core.stock import Stock
 from core.store import EPOCH, Orders, view
 from core.sweep import Sweep
-from tests.carriers import FakeBus, place
+from tests.support.carriers import FakeBus, place
 from tools.chaos.system import wait_for
 
 DOCS = ROOT / "docs"

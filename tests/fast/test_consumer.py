@@ -18,7 +18,7 @@ from core.services import FunctionFailed
 from core.settings import ROOT
 from core.stock import Stock
 from core.store import Orders, StoreAway, owed, view
-from tests.carriers import FakeBus, place, running
+from tests.support.carriers import FakeBus, place, running
 from tools.chaos.system import wait_for
 
 LABEL = {"carrier": "Pigeon", "trackingNumber": "P1"}

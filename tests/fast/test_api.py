@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from core.telemetry import Lines
-from tests.api_client import ADDRESS, ORDER, Shop
+from tests.support.api import ADDRESS, ORDER, Shop
 from tools.chaos.system import wait_for
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -7,8 +7,8 @@ from core.bus import dead_queue, declare, main_queue, queues_of, retry_queue
 from core.events import created_by_api, message_body, new_order_id, new_traceparent
 from core.publisher import parameters
 from tests import conftest
-from tests.carriers import run_command, write_handlers
 from tests.fakes import ORDER
+from tests.support.carriers import run_command, write_handlers
 from tools.chaos.system import free_port, wait_for
 
 DELAYS = "0.2,0.5"

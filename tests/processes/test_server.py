@@ -16,14 +16,14 @@ import pytest
 from swagger_ui_bundle import swagger_ui_path
 
 from core.settings import ROOT
-from tests.api_client import ORDER
+from tests.support.api import ORDER
 from tools.chaos.system import free_port, wait_for
 
 PROGRAM = """
     import logging, signal, sys, threading, time
     import orderproc
     from core import settings
-    from tests.api_client import KEYS, Shop
+    from tests.support.api import KEYS, Shop
 
     logging.basicConfig(level=logging.INFO)
     stop, shop = threading.Event(), Shop()

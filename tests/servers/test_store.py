@@ -10,7 +10,7 @@ from bson.errors import InvalidDocument
 
 from core.events import Event, now
 from core.store import Conflict, KeyReused, Orders, StoreAway, holdings, owed, standing, step_name, view
-from tests.samples import an_attempt, an_order, answer, api_event, event_of, place
+from tests.support.samples import an_attempt, an_order, answer, api_event, event_of, place
 from tools.chaos.system import wait_for
 
 HELD = [{"note": "n", "sku": "A1", "quantity": 2}]

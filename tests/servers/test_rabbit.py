@@ -20,8 +20,8 @@ from core.outbox import Outbox
 from core.publisher import parameters
 from core.store import Orders, connect
 from tests import conftest
-from tests.broker_node import BrokerNode, installed
-from tests.carriers import Consumer, Process, Running, Told, place, run_command, running, write_handlers
+from tests.support.broker_node import BrokerNode, installed
+from tests.support.carriers import Consumer, Process, Running, Told, place, run_command, running, write_handlers
 from tools.chaos.system import free_port, wait_for
 
 TOPOLOGY = {"inventory": ["order_created"], "email": ["order_created", "order_confirmed"]}

@@ -25,7 +25,7 @@ from core.stock import Stock
 from core.store import Conflict, Orders, holdings
 from core.sweep import Sweep
 from handlers import inventory, shipping
-from tests.samples import api_event, place
+from tests.support.samples import api_event, place
 from tools.chaos.system import wait_for
 
 STOCK = {"A1": 7, "B2": 6}

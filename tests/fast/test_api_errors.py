@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.batcher import Busy, StoreAway
-from tests.api_client import ADDRESS, ORDER, Shop
+from tests.support.api import ADDRESS, ORDER, Shop
 
 NOWHERE = f"/orders/{uuid.uuid4()}"
 

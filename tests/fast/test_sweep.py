@@ -12,8 +12,8 @@ from core.outbox import Outbox
 from core.stock import Stock
 from core.store import Orders, step_name
 from core.sweep import FULL_QUEUE, Sweep, patience
-from tests.carriers import FakeBus
-from tests.samples import an_attempt, answer, api_event, event_of, place
+from tests.support.carriers import FakeBus
+from tests.support.samples import an_attempt, answer, api_event, event_of, place
 from tools.chaos.system import wait_for
 
 TAKERS = {

@@ -10,7 +10,7 @@ from core.batcher import Busy
 from core.events import Event, created_by_api, follow_up, message_body, parse
 from core.outbox import Outbox
 from core.store import Orders, step_name, view
-from tests.carriers import FakeBus, place
+from tests.support.carriers import FakeBus, place
 from tools.chaos.system import wait_for
 
 

@@ -10,7 +10,7 @@ from core.bus import dead_queue, main_queue
 from core.events import now
 from core.publisher import parameters
 from tests.conftest import STANDARD, delete_queues
-from tests.e2e.next_release import Beside, make_next_release
+from tests.support.next_release import Beside, make_next_release
 from tools.chaos.system import System, wait_for
 
 STOCK = {"A1": 100_000}

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 
 from core.settings import ROOT
 from core.store import StoreAway
-from tests.api_client import ADDRESS, ORDER, Client, Shop
+from tests.support.api import ADDRESS, ORDER, Client, Shop
 
 SPEC = json.loads((ROOT / "openapi.json").read_text())
 METHODS = ("get", "put", "post", "delete", "patch", "head", "options")

@@ -3,7 +3,7 @@
 import pytest
 
 from core import store
-from tests.samples import an_attempt
+from tests.support.samples import an_attempt
 
 
 @pytest.fixture(params=["mongomock", "server"])
