@@ -2,25 +2,18 @@
 
 import copy
 import re
-import threading
 from datetime import timedelta
-from types import SimpleNamespace
 
-import mongomock
 import pytest
 import yaml
 from prometheus_client import REGISTRY
 
 import consumer
-from core import settings
-from core.bus import Delivery, main_queue
 from core.events import FINAL, now
-from core.outbox import Outbox
 from core.settings import ROOT, VARIABLES
-from core.stock import Stock
-from core.store import EPOCH, Orders, view
-from core.sweep import Sweep
-from tests.support.carriers import FakeBus, place
+from core.store import EPOCH, view
+from tests.support.consumer import Desk
+from tests.support.samples import place
 from tools.chaos.system import wait_for
 
 DOCS = ROOT / "docs"
@@ -108,9 +101,9 @@ def test_every_link_inside_the_document_leads_somewhere():
 
 def test_every_command_is_one_that_the_consumer_takes():
     commands = re.findall(r"python consumer\.py((?: [a-z0-9-]+)*)", TEXT)
-    assert {words.split()[0] for words in commands} == {"dead", "redrive", "purge", "retire"}
-    for words in commands:
-        consumer._arguments(words.split())
+    assert {args.split()[0] for args in commands} == {"dead", "redrive", "purge", "retire"}
+    for args in commands:
+        consumer._arguments(args.split())  # parsed only: what they do needs RabbitMQ, and is in test_commands.py
 
 
 def test_every_setting_that_is_named_exists():
@@ -151,96 +144,55 @@ def first_id(before) -> str:
     return f"{digits[:8]}-{digits[8:]}"
 
 
-class System:
-    """The three handlers on mongomock; broker and functions remember. `pump` delivers what was published."""
-
-    def __init__(self) -> None:
-        self.database = mongomock.MongoClient()["orderproc"]
-        self.orders, self.stock, self.bus = Orders(self.database), Stock(self.database), FakeBus()
-        self.stock.fill({"A1": 10})
-        self.calls: list[tuple[str, str]] = []
-        self.failing = ""
-        handlers, stop = consumer.discover(ROOT / "handlers"), threading.Event()
-        self.takers = {
-            type: [name for name in handlers if type in handlers[name]] for type in consumer.events.event_schemas()
-        }
-        self.outbox = Outbox(self.orders, self.bus, set(self.takers))
-        config = settings.load({"RETRY_DELAYS": ""})
-        functions = SimpleNamespace(invoke=self.invoke)
-        self.worker = consumer.Worker(handlers, config, self.orders, self.stock, self.bus, self.outbox, functions, stop)
-        self.sweep = Sweep(self.orders, self.stock, self.bus, self.outbox, self.takers, stop, forgetful=False)
-
-    def invoke(self, function: str, payload: dict) -> dict:
-        if function == self.failing:
-            raise TimeoutError
-        self.calls.append((function, payload["token"]))
-        return {"carrier": "post", "trackingNumber": "T-1"}
-
-    def place(self) -> str:
-        return place(self.orders, self.bus)
-
-    def pump(self, rounds: int = 9) -> list:
-        """Deliver what was published, and what follows from it; gives all of it, as (queue, message)."""
-        seen = []
-        for _ in range(rounds):
-            sent, self.bus.sent = self.bus.sent, []
-            for message in sent:
-                queues = [message.queue] if message.queue else [main_queue(name) for name in self.takers[message.type]]
-                seen += [(queue, message) for queue in queues]
-                self.deliver([(queue, message) for queue in queues if not queue.endswith(".dead")])
-        wait_for(
-            lambda: not self.database["stock"].find_one({"notes.0": {"$exists": True}}), what="all notes are settled"
-        )
-        return seen
-
-    def deliver(self, messages: list) -> None:
-        for queue, message in messages:
-            ended: list[bool] = []
-            self.worker.deliver(Delivery(queue.split(".")[1], message.body, message.id, 0, ended.append))
-            wait_for(lambda ended=ended: ended == [True], what=f"{message.type} is dealt with")
-
-    def status(self, id: str) -> str:
-        return view(self.orders.get(id))["status"]
-
-    def close_what_owes_nothing(self, age: timedelta) -> None:
-        """Let so much time pass, and the sweep look."""
-        wait_for(lambda: not self.database["orders"].find_one({"outbox.0": {"$exists": True}}), what="empty outboxes")
-        for document in self.database["orders"].find():
-            older = {name: document[name] - age for name in ("touched", "updatedAt", "due") if name in document}
-            self.database["orders"].update_one({"_id": document["_id"]}, {"$set": older})
-        self.sweep.round()
+@pytest.fixture
+def desk():
+    """The three handlers, without retries. `pump` delivers what was published."""
+    return Desk(delays="", stock={"A1": 10}, **consumer.discover(ROOT / "handlers"))
 
 
-def test_pruning_takes_old_orders_that_ended_and_leaves_the_open_the_parked_and_the_young():
-    system = System()
-    done, cancelled = system.place(), system.place()
-    system.orders.cancel(cancelled, consumer.events.created_by_api("order_cancelled", cancelled, ""))
-    system.outbox.announce(system.orders.get(cancelled))
-    system.pump()
-    system.failing = "send_email"
-    parked = system.place()  # processed, but its mail is owed
-    system.pump()
-    waiting, idle = system.place(), system.place()
-    system.bus.sent.clear()  # their messages are lost
-    system.database["orders"].update_one(
-        {"_id": idle}, {"$unset": {"due": 1}}
-    )  # pending, and no handler takes its event
-    system.close_what_owes_nothing(timedelta(days=91))
-    system.bus.sent.clear()
-    system.failing = ""
-    young = system.place()
-    system.pump()
-    system.close_what_owes_nothing(timedelta(seconds=20))
+def publish(desk: Desk, **fields) -> str:
+    """An order that is placed and announced."""
+    return place(desk.orders, desk.bus, **fields)["_id"]
+
+
+def close_what_is_finished(desk: Desk, age: timedelta) -> None:
+    """Let so much time pass, and the sweep look."""
+    wait_for(lambda: not desk.database["orders"].find_one({"outbox.0": {"$exists": True}}), what="empty outboxes")
+    desk.pass_time(age.total_seconds())
+    desk.sweep.round()
+
+
+def effects(desk: Desk) -> set[tuple[str, str]]:
+    """(function, token) of every call."""
+    return {(function, payload["token"]) for function, payload in desk.functions.calls}
+
+
+def test_pruning_takes_old_orders_that_ended_and_leaves_the_open_the_parked_and_the_young(desk):
+    done, cancelled = publish(desk), publish(desk)
+    desk.outbox.announce(desk.cancel(cancelled))
+    desk.pump()
+    desk.functions.failing = "send_email"
+    parked = publish(desk)  # processed, but its mail is unfinished
+    desk.pump()
+    waiting, idle = publish(desk), publish(desk)
+    desk.bus.sent.clear()  # their messages are lost
+    desk.database["orders"].update_one({"_id": idle}, {"$unset": {"due": 1}})  # pending, and no handler takes its event
+    close_what_is_finished(desk, timedelta(days=91))
+    desk.bus.sent.clear()
+    desk.functions.failing = ""
+    young = publish(desk)
+    desk.pump()
+    close_what_is_finished(desk, timedelta(seconds=20))
     before = now() - timedelta(days=90)
 
     def prune(first: str) -> set[str]:
-        deleted = system.database["orders"].delete_many(closed(before, first))
-        left = {document["_id"] for document in system.database["orders"].find()}
+        deleted = desk.database["orders"].delete_many(closed(before, first))
+        left = {document["_id"] for document in desk.database["orders"].find()}
         assert deleted.deleted_count + len(left) == 6
         return left
 
-    assert (system.status(done), system.status(cancelled)) == ("processed", "cancelled")
-    assert (system.status(parked), system.status(waiting)) == ("processed", "pending")
+    assert (desk.status(done), desk.status(cancelled)) == ("processed", "cancelled")
+    assert (desk.status(parked), desk.status(waiting)) == ("processed", "pending")
     assert prune(first_id(before)) == {done, cancelled, parked, waiting, idle, young}  # no id is as old as it looks
     assert prune(first_id(now() + timedelta(hours=1))) == {parked, waiting, idle, young}
 
@@ -253,44 +205,41 @@ def test_pruning_knows_every_final_status():
     assert from_the_document("ended") == list(FINAL)
 
 
-def test_orders_whose_parked_messages_are_lost_are_sent_again_by_the_command_in_the_document():
-    system = System()
-    system.failing = "make_label"
-    parked = system.place()
-    system.pump()
-    system.failing = ""
-    done = system.place()
-    system.pump()
-    system.close_what_owes_nothing(timedelta(hours=2))
-    assert system.orders.get(parked)["parked"] and not system.bus.sent  # by itself the sweep leaves it alone
-    found = system.database["orders"].update_many(from_the_document("parked"), from_the_document("again"))
+def test_orders_whose_parked_messages_are_lost_are_sent_again_by_the_command_in_the_document(desk):
+    desk.functions.failing = "make_label"
+    parked = publish(desk)
+    desk.pump()
+    desk.functions.failing = ""
+    done = publish(desk)
+    desk.pump()
+    close_what_is_finished(desk, timedelta(hours=2))
+    assert desk.orders.get(parked)["parked"] and not desk.bus.sent  # by itself the sweep leaves it alone
+    found = desk.database["orders"].update_many(from_the_document("parked"), from_the_document("again"))
     assert found.modified_count == 1
-    system.sweep.round()
-    assert [(message.type, message.queue) for message in system.bus.sent] == [("inventory_reserved", "orders.shipping")]
-    system.pump()
-    assert system.status(parked) == "processed" == system.status(done)
-    assert "parked" not in view(system.orders.get(parked))
+    desk.sweep.round()
+    assert [(message.type, message.queue) for message in desk.bus.sent] == [("inventory_reserved", "orders.shipping")]
+    desk.pump()
+    assert desk.status(parked) == "processed" == desk.status(done)
+    assert "parked" not in view(desk.orders.get(parked))
 
 
-def test_a_restored_store_under_a_newer_broker_ends_its_orders_and_repeats_no_effect():
-    system = System()
-    early = system.place()
-    system.pump(1)  # its stock is held, its label is owed
-    backup = {name: copy.deepcopy(list(system.database[name].find())) for name in ("orders", "stock")}
-    late = system.place()
-    messages = system.pump()
-    effects = set(system.calls)
-    assert system.status(early) == system.status(late) == "processed" and len(effects) == 4
+def test_a_restored_store_under_a_newer_broker_ends_its_orders_and_repeats_no_effect(desk):
+    early = publish(desk)
+    desk.pump(1)  # its stock is held, its label is unfinished
+    backup = {name: copy.deepcopy(list(desk.database[name].find())) for name in ("orders", "stock")}
+    late = publish(desk)
+    messages = desk.pump()
+    before = effects(desk)
+    assert desk.status(early) == desk.status(late) == "processed" and len(before) == 4
 
     for name, documents in backup.items():
-        system.database[name].delete_many({})
-        system.database[name].insert_many(documents)
-    system.deliver(messages)  # the broker is newer: it has everything of both orders
-    dead = [message for message in system.bus.sent if message.queue.endswith(".dead")]
-    system.bus.sent.clear()
+        desk.database[name].delete_many({})
+        desk.database[name].insert_many(documents)
+    desk.deliver(messages)  # the broker is newer: it has everything of both orders
+    dead = [message for message in desk.bus.drain() if message.queue.endswith(".dead")]
     assert dead and {message.headers["error"] for message in dead} == {f"there is no order {late}"}
-    system.close_what_owes_nothing(timedelta(minutes=2))
-    system.pump()
-    assert system.status(early) == "processed" and system.orders.get(late) is None
-    assert system.stock.get("A1")["available"] == 8  # of what was sold since, nobody knows
-    assert len(system.calls) > 4 and set(system.calls) == effects  # asked for again, under the same tokens
+    close_what_is_finished(desk, timedelta(minutes=2))
+    desk.pump()
+    assert desk.status(early) == "processed" and desk.orders.get(late) is None
+    assert desk.stock.get("A1")["available"] == 8  # of what was sold since, nobody knows
+    assert len(desk.functions.calls) > 4 and effects(desk) == before  # asked for again, under the same tokens

@@ -6,7 +6,7 @@ from consumer import BadHandler, describe, discover
 from core.events import Event
 from core.settings import ROOT, BadSetting
 from tests.fakes import event, services
-from tests.support.carriers import run_command, write_handlers
+from tests.support.consumer import run_command, write_handlers
 
 GOOD = "def order_created(event, services):\n    return None\n"
 

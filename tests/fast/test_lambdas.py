@@ -18,6 +18,7 @@ import pytest
 from botocore.stub import ANY, Stubber
 
 from lambdas import make_label, send_email, tokens
+from tests.support.lambda_runtimes import keep_to
 
 ORDER_ID = "0190a5b2-7c1e-7d3a-9f00-5b2c8d1e4f6a"
 TOKEN = "6fa459ea-ee8a-5ca4-894e-db77e160355e"
@@ -27,9 +28,7 @@ ADDRESS = {"name": "Ada", "line1": "12 St James's Square", "city": "London", "po
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """A data folder of its own, and none of the settings that lead elsewhere."""
-    for name in ("SMTP_URL", "TOKENS_TABLE", "AWS_LAMBDA_FUNCTION_NAME", "MAIL_FROM"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    keep_to(tmp_path, monkeypatch)
     return tmp_path
 
 
@@ -210,7 +209,7 @@ def test_a_mail_that_was_read_is_not_delivered_again(folder, flags):
 
 
 class SmtpServer(socketserver.ThreadingTCPServer):
-    """Just enough of SMTP to take mails: `taken` has (sender, recipients, mail), `logins` what AUTH said."""
+    """Just enough of SMTP to take mails: `taken` has (sender, recipients, mail), `logins` what AUTH was given."""
 
     daemon_threads = True
     allow_reuse_address = True
@@ -458,7 +457,7 @@ def test_without_data_dir_the_folder_is_data_in_the_working_directory(folder, mo
 
 @pytest.fixture
 def aws(monkeypatch):
-    """Clients without a network: aws["dynamodb"] and aws["sesv2"] are stubs to be told what comes."""
+    """Clients without a network: aws["dynamodb"] and aws["sesv2"] are stubs that are given what comes."""
     keys = {"region_name": "eu-west-1", "aws_access_key_id": "x", "aws_secret_access_key": "x"}
     clients = {service: boto3.client(service, **keys) for service in ("dynamodb", "sesv2")}
     stubs = {service: Stubber(client) for service, client in clients.items()}
@@ -473,17 +472,17 @@ def aws(monkeypatch):
 
 
 def looks(aws, key, found):
-    asked = {"TableName": "tokens", "Key": {"id": {"S": key}}, "ConsistentRead": True}
-    aws["dynamodb"].add_response("get_item", {"Item": {"id": {"S": key}}} if found else {}, asked)
+    request = {"TableName": "tokens", "Key": {"id": {"S": key}}, "ConsistentRead": True}
+    aws["dynamodb"].add_response("get_item", {"Item": {"id": {"S": key}}} if found else {}, request)
 
 
 def writes(aws, key, taken=False):
     item = {"id": {"S": key}, "text": ANY, "expires": {"N": ANY}}
-    asked = {"TableName": "tokens", "Item": item, "ConditionExpression": "attribute_not_exists(id)"}
+    request = {"TableName": "tokens", "Item": item, "ConditionExpression": "attribute_not_exists(id)"}
     if taken:
-        aws["dynamodb"].add_client_error("put_item", "ConditionalCheckFailedException", expected_params=asked)
+        aws["dynamodb"].add_client_error("put_item", "ConditionalCheckFailedException", expected_params=request)
     else:
-        aws["dynamodb"].add_response("put_item", {}, asked)
+        aws["dynamodb"].add_response("put_item", {}, request)
 
 
 def drops(aws, key):

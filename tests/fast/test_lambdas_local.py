@@ -1,9 +1,8 @@
-"""The local runtime, asked by the client that asks AWS: boto3."""
+"""The local runtime, called by the client that calls AWS: boto3."""
 
 import http.client
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -13,21 +12,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import boto3
 import pytest
-from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from lambdas import local
+from tests.support.lambda_runtimes import connect, keep_to
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    for name in ("SMTP_URL", "TOKENS_TABLE", "AWS_LAMBDA_FUNCTION_NAME", "HTTP_PROXY", "http_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    keep_to(tmp_path, monkeypatch)
     return tmp_path
 
 
@@ -41,15 +37,9 @@ def server():
 
 @pytest.fixture
 def client(server):
-    with_keys = connect(server.server_port)
+    with_keys = connect(f"http://127.0.0.1:{server.server_port}")
     yield with_keys
     with_keys.close()  # else the server waits until the idle connections time out
-
-
-def connect(port):
-    once = Config(retries={"total_max_attempts": 1}, max_pool_connections=20, read_timeout=10)
-    keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "eu-west-1"}
-    return boto3.client("lambda", endpoint_url=f"http://127.0.0.1:{port}", config=once, **keys)
 
 
 def invoke(client, name, payload, **more):
@@ -194,8 +184,8 @@ def test_port_0_is_any_free_port():
 
 def test_importing_it_loads_no_boto3_and_starts_nothing():
     code = "import sys, threading, lambdas.local; print('boto3' in sys.modules, threading.active_count())"
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert told.stdout.split() == ["False", "1"]
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "1"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -211,8 +201,7 @@ def test_a_signal_finishes_what_is_in_hand_and_exits_0(folder, number):
             stderr=subprocess.PIPE,
             text=True,
         )
-        port = int(re.search(r":(\d+)$", process.stdout.readline().strip())[1])
-        client = connect(port)
+        client = connect(process.stdout.readline().split()[-1])
         order = {"id": "order-1", "currency": "EUR", "items": [], "total": 1}
         mail = {"token": "t-1", "to": "a@example.com", "template": "order_cancelled", "order": order}
         with ThreadPoolExecutor(1) as pool:

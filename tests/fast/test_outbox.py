@@ -1,16 +1,18 @@
 """From the outbox to the bus: what is sent, and that only a confirmed event leaves."""
 
 import json
+import threading
 
 import mongomock
 import pytest
 from prometheus_client import REGISTRY
 
 from core.batcher import Busy
-from core.events import Event, created_by_api, follow_up, message_body, parse
+from core.events import Event, created_by_api, follow_up, parse
 from core.outbox import Outbox
-from core.store import Orders, step_name, view
-from tests.support.carriers import FakeBus, place
+from core.store import Orders, step_name
+from tests.support.buses import FakeBus
+from tests.support.samples import event_of, place
 from tools.chaos.system import wait_for
 
 
@@ -26,7 +28,7 @@ def bus():
 
 @pytest.fixture
 def document(orders):
-    return orders.get(place(orders))
+    return place(orders)
 
 
 def left(orders, document) -> list[str]:
@@ -66,7 +68,7 @@ def test_an_event_that_was_not_taken_stays_in_its_outbox_and_a_line_says_so(orde
 
 
 def test_only_the_events_named_are_handed_over_and_only_while_they_wait(orders, bus, document):
-    created = parse(message_body(document["events"][0], view(document, timeline=False)))
+    created = event_of(document)
     cancelled = created_by_api("order_cancelled", document["_id"], created.traceparent)
     both = orders.cancel(document["_id"], cancelled)[0]
     Outbox(orders, bus).announce(both, [])
@@ -81,7 +83,7 @@ def test_nothing_leaves_before_the_bus_says_so(orders, bus, document):
     Outbox(orders, bus).announce(document)
     orders.ping()
     assert left(orders, document) == document["outbox"]
-    bus.tell("confirmed")
+    bus.report("confirmed")
     wait_for(lambda: left(orders, document) == [])
 
 
@@ -91,24 +93,18 @@ def test_what_is_not_in_the_outbox_any_more_is_not_announced_again(orders, bus, 
 
 
 def test_two_events_are_sent_in_their_order_and_each_is_cleared_by_itself(orders, bus, document):
-    created = parse(sent_as(document, orders))
+    created = event_of(document)
     answers = [follow_up(created, "inventory", 0, Event("inventory_reserved"), "pending")]
     document = orders.record(created, step_name("inventory", created.id), "attempt", answers, [])
     bus.outcome = None
     Outbox(orders, bus).announce(document)
     assert [message.type for message in bus.sent] == ["order_created", "inventory_reserved"]
-    bus.tell("confirmed", 1)
+    bus.report("confirmed", 1)
     wait_for(lambda: left(orders, document) == [created.id])
 
 
-def sent_as(document, orders) -> bytes:
-    bus = FakeBus(outcome=None)
-    Outbox(orders, bus).announce(document)
-    return bus.sent[0].body
-
-
 def test_the_order_inside_is_as_new_as_the_event(orders, bus, document):
-    created = parse(sent_as(document, orders))
+    created = event_of(document)
     failed = follow_up(created, "inventory", 0, Event("order_failed", reason="out_of_stock"), "failed")
     document = orders.record(created, step_name("inventory", created.id), "attempt", [failed], [])
     Outbox(orders, bus).announce(document)
@@ -139,12 +135,15 @@ def test_what_goes_to_one_queue_again_is_mandatory_there_and_clears_nothing(orde
 
 
 def test_a_store_that_has_no_time_to_clear_troubles_nobody(orders, bus, document, monkeypatch):
-    def busy(_):
-        raise Busy("full")
-
-    monkeypatch.setattr(orders._batch, "_put", busy)
+    go_on = threading.Event()
+    monkeypatch.setattr("core.batcher.apply", lambda collection, writes: go_on.wait(10) and {})
+    for _ in range(3000):  # more than a batcher lets wait
+        orders.clear("no order", "no event")
+    with pytest.raises(Busy):
+        orders.get("no order")
     Outbox(orders, bus).announce(document)
     assert len(bus.sent) == 1
+    go_on.set()
 
 
 def test_what_is_published_confirmed_and_returned_is_counted(orders, bus, document):

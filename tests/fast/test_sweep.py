@@ -1,77 +1,42 @@
-"""The sweep: what it sends again, when, to whom; what it closes; how it ends old notes. Time passes in the database."""
+"""The sweep: what it sends again, when, to whom; what it closes; how it ends old pending moves."""
 
-import threading
 from datetime import timedelta
-from types import SimpleNamespace
 
 import pytest
+from prometheus_client import REGISTRY
 
-from core import store, telemetry
+from core import store
 from core.events import now
-from core.outbox import Outbox
-from core.stock import Stock
-from core.store import Orders, step_name
-from core.sweep import FULL_QUEUE, Sweep, patience
-from tests.support.carriers import FakeBus
-from tests.support.samples import an_attempt, answer, api_event, event_of, place
+from core.store import step_name
+from core.sweep import FULL_QUEUE, patience
+from tests.support.consumer import Desk
+from tests.support.samples import LABEL, an_attempt, answer, api_event, event_of, place
 from tools.chaos.system import wait_for
 
-TAKERS = {
-    "order_created": ["inventory"],
-    "inventory_reserved": ["shipping"],
-    "order_confirmed": ["email"],
-    "order_failed": ["inventory", "shipping", "email"],
-    "order_cancelled": ["inventory", "shipping", "email"],
+ENDED = dict.fromkeys(["order_failed", "order_cancelled"])
+HANDLERS = {  # nothing is delivered here, so there are no functions behind the types
+    "inventory": {"order_created": None, **ENDED},
+    "shipping": {"inventory_reserved": None, **ENDED},
+    "email": {"order_confirmed": None, **ENDED},
 }
-LABEL = {"carrier": "post", "trackingNumber": "T-1"}
-
-
-class Bus(FakeBus):
-    """Confirms what is published unless told otherwise."""
-
-    def taken(self):
-        """(type, queue) of what was published since the last time."""
-        sent, self.sent = self.sent, []
-        return [(message.type, message.queue) for message in sent]
 
 
 @pytest.fixture
 def shop():
     """Orders, stock, a bus and a sweep on them."""
-    database, bus = store.connect("memory"), Bus()
-    orders, stock = Orders(database), Stock(database)
-
-    def sweep(forgetful: bool = False) -> Sweep:
-        return Sweep(orders, stock, bus, Outbox(orders, bus, set(TAKERS)), TAKERS, threading.Event(), forgetful)
-
-    stock.fill({"A1": 10})
-    return SimpleNamespace(
-        database=database,
-        bus=bus,
-        orders=orders,
-        stock=stock,
-        new_sweep=sweep,
-        sweep=sweep(),
-        available=lambda: stock.get("A1")["available"],
-    )
+    return Desk(stock={"A1": 10}, **HANDLERS)
 
 
-def pass_time(shop, seconds: float, *order_ids: str) -> None:
-    """Make everything older, or only these orders."""
-    past = timedelta(seconds=seconds)
-    for document in shop.database["orders"].find({"_id": {"$in": list(order_ids)}} if order_ids else {}):
-        older = {name: document[name] - past for name in ("touched", "due") if name in document}
-        shop.database["orders"].update_one({"_id": document["_id"]}, {"$set": older})
-    for document in [] if order_ids else shop.database["stock"].find():
-        notes = [note | {"at": note["at"] - past} for note in document.get("notes", [])]
-        shop.database["stock"].update_one({"_id": document["_id"]}, {"$set": {"notes": notes}})
+def sent(shop) -> list[tuple[str, str]]:
+    """(type, queue) of what was published since the last time."""
+    return [(message.type, message.queue) for message in shop.bus.drain()]
 
 
 def after(shop, seconds: float) -> list[tuple[str, str]]:
     """What a round sends when so much time has passed."""
-    pass_time(shop, seconds)
+    shop.pass_time(seconds)
     shop.sweep.round()
-    return shop.bus.taken()
+    return sent(shop)
 
 
 def published(shop, document):
@@ -88,10 +53,14 @@ def record(shop, event, handler, *answers, moves=(), attempt=None):
 
 
 def shipped(shop):
-    """A processed order that owes a mail."""
+    """A processed order whose mail is unfinished."""
     created = event_of(published(shop, place(shop.orders)))
     held = event_of(record(shop, created, "inventory", answer(created, "inventory", "inventory_reserved")))
     return record(shop, held, "shipping", answer(held, "shipping", "order_confirmed", shipment=LABEL))
+
+
+def measured(metric: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(metric, labels) or 0
 
 
 def is_open(shop, document) -> bool:
@@ -121,7 +90,7 @@ def test_what_is_published_is_not_sent_to_its_takers_as_well(shop):
     assert after(shop, 3600) == [("order_created", "")]
 
 
-# --- what is owed
+# --- unfinished steps
 
 
 def test_what_is_owed_goes_to_the_queue_that_misses_it_after_sixty_seconds_and_then_ever_later(shop):
@@ -171,7 +140,7 @@ def test_one_long_queue_keeps_nothing_from_the_others_and_has_them_get_nothing_t
     document = published(shop, place(shop.orders))
     published(shop, shop.orders.cancel(document["_id"], api_event("order_cancelled", document["_id"]))[0])
     shop.bus.depths[f"orders.{full}"] = 5000
-    others = [("order_cancelled", f"orders.{name}") for name in TAKERS["order_cancelled"] if name != full]
+    others = [("order_cancelled", f"orders.{name}") for name in HANDLERS if name != full]
     assert [after(shop, 60), after(shop, 10), after(shop, 10)] == [others, [], []]
 
 
@@ -191,11 +160,10 @@ def test_a_parked_step_is_not_sent_again_and_keeps_its_order_open(shop):
 
 
 def test_what_was_sent_again_is_counted(shop):
-    counter = telemetry.SWEEP_RESENT.labels("inventory")._value
-    before = counter.get()
+    before = measured("orderproc_sweep_resent_total", handler="inventory")
     published(shop, place(shop.orders))
     after(shop, 60)
-    assert counter.get() == before + 1
+    assert measured("orderproc_sweep_resent_total", handler="inventory") == before + 1
 
 
 # --- closing
@@ -239,31 +207,28 @@ def test_a_pending_order_whose_event_nobody_missed_is_closed_and_opens_again(sho
     assert after(shop, 10) == [("order_cancelled", "")]
 
 
-# --- old notes
+# --- old pending moves
 
 
-def take(shop, document, attempt, units=4):
+def take(shop, document, attempt, units=4) -> list[dict]:
+    """Have an attempt take units; gives the moves that its order is to record."""
     shop.stock.take(f"{attempt}.0", document["_id"], {"A1": units})
     return [{"note": f"{attempt}.0", "sku": "A1", "quantity": units}]
-
-
-def notes(shop):
-    return shop.database["stock"].find_one({"_id": "A1"})["notes"]
 
 
 def test_a_note_is_left_alone_for_sixty_seconds(shop):
     take(shop, place(shop.orders), "a1")
     after(shop, 59)
-    assert len(notes(shop)) == 1
+    assert len(shop.pending_moves()) == 1
     after(shop, 2)
-    assert notes(shop) == []
+    assert shop.pending_moves() == []
 
 
 def test_the_old_note_of_a_recorded_attempt_is_settled(shop):
     document = place(shop.orders)
     record(shop, event_of(document), "inventory", moves=take(shop, document, "a1"), attempt="a1")
     after(shop, 61)
-    assert notes(shop) == [] and shop.available() == 6
+    assert shop.pending_moves() == [] and shop.available() == 6
     assert shop.orders.get(document["_id"])["void"] == []
 
 
@@ -273,14 +238,14 @@ def test_the_old_note_of_a_recorded_give_back_is_settled(shop):
     moves = [{"note": "a1.0", "sku": "A1", "quantity": -4}]
     record(shop, event_of(document), "inventory", moves=moves, attempt="a1")
     after(shop, 61)
-    assert notes(shop) == [] and shop.available() == 14
+    assert shop.pending_moves() == [] and shop.available() == 14
 
 
 def test_the_old_note_of_an_attempt_that_is_not_recorded_is_reverted_and_the_attempt_can_never_win(shop):
     document = place(shop.orders)
     moves = take(shop, document, "a1")
     after(shop, 61)
-    assert notes(shop) == [] and shop.available() == 10
+    assert shop.pending_moves() == [] and shop.available() == 10
     record(shop, event_of(document), "inventory", moves=moves, attempt="a1")
     assert shop.orders.get(document["_id"])["steps"] == []
 
@@ -299,18 +264,18 @@ def test_the_attempt_is_ruled_out_before_its_note_is_reverted(shop, monkeypatch)
 
 
 def test_a_note_of_a_recorded_attempt_that_the_order_did_not_record_is_reverted(shop):
-    """It was short on another line, and the revert was lost."""
+    """It was short on another line, and the roll-back was lost."""
     document = place(shop.orders)
     take(shop, document, "a1")
     record(shop, event_of(document), "inventory", attempt="a1")
     after(shop, 61)
-    assert notes(shop) == [] and shop.available() == 10
+    assert shop.pending_moves() == [] and shop.available() == 10
 
 
 def test_the_note_of_an_order_that_is_not_there_is_reverted(shop):
     take(shop, {"_id": "0193"}, "a1")
     after(shop, 61)
-    assert notes(shop) == [] and shop.available() == 10
+    assert shop.pending_moves() == [] and shop.available() == 10
 
 
 # --- the lease
@@ -320,8 +285,8 @@ def test_of_two_sweeps_one_looks(shop):
     place(shop.orders)
     shop.sweep.round()
     other = shop.new_sweep()
-    pass_time(shop, 10)
-    assert other.round() == 0 and shop.bus.taken() == []
+    shop.pass_time(10)
+    assert other.round() == 0 and sent(shop) == []
     assert shop.sweep.round() == 1
 
 
@@ -329,7 +294,7 @@ def test_a_sweep_whose_holder_died_goes_to_another(shop):
     shop.sweep.round()
     shop.database["leases"].update_one({"_id": "sweep"}, {"$set": {"until": now() - timedelta(seconds=1)}})
     place(shop.orders)
-    pass_time(shop, 10)
+    shop.pass_time(10)
     assert shop.new_sweep().round() == 1
 
 
@@ -345,22 +310,22 @@ def test_at_the_start_on_a_bus_that_forgets_all_that_is_owed_is_sent_at_once_par
     record(shop, event_of(done), "email")
     sweep = shop.new_sweep(forgetful=True)
     assert sweep.round() == 4
-    assert sorted(shop.bus.taken()) == [("order_created", "")] + [("order_created", "orders.inventory")] * 2
+    assert sorted(sent(shop)) == [("order_created", "")] + [("order_created", "orders.inventory")] * 2
     assert "parked" not in store.view(shop.orders.get(parked.subject))
     sweep.round()
-    assert shop.bus.taken() == []
+    assert sent(shop) == []
 
 
 def test_at_the_start_on_a_bus_that_forgets_notes_of_the_process_before_are_ended_at_once(shop):
     take(shop, place(shop.orders), "a1")
-    wait_for(lambda: now() > notes(shop)[0]["at"], 1)
+    wait_for(lambda: now() > shop.pending_moves()[0]["at"], 1)
     shop.new_sweep(forgetful=True).round()
-    assert notes(shop) == [] and shop.available() == 10
+    assert shop.pending_moves() == [] and shop.available() == 10
 
 
 def test_a_broker_that_keeps_its_queues_needs_no_such_start(shop):
     published(shop, place(shop.orders))
-    assert shop.new_sweep(forgetful=False).round() == 0 and shop.bus.taken() == []
+    assert shop.new_sweep(forgetful=False).round() == 0 and sent(shop) == []
 
 
 # --- measuring, and going on
@@ -369,17 +334,17 @@ def test_a_broker_that_keeps_its_queues_needs_no_such_start(shop):
 def test_the_outboxes_are_measured(shop):
     place(shop.orders)
     place(shop.orders)
-    pass_time(shop, 5)
+    shop.pass_time(5)
     shop.sweep.round()
-    assert telemetry.OUTBOX_EVENTS._value.get() == 2 and 4 < telemetry.OUTBOX_OLDEST._value.get() < 60
+    assert measured("orderproc_outbox_events") == 2 and 4 < measured("orderproc_outbox_oldest_seconds") < 60
 
 
 def test_who_does_not_sweep_shows_nothing_of_the_outboxes(shop):
     place(shop.orders)
-    pass_time(shop, 5)
+    shop.pass_time(5)
     shop.sweep.round()
     shop.new_sweep(forgetful=False).round()  # the lease is another's
-    assert telemetry.OUTBOX_EVENTS._value.get() == telemetry.OUTBOX_OLDEST._value.get() == 0
+    assert measured("orderproc_outbox_events") == measured("orderproc_outbox_oldest_seconds") == 0
 
 
 def test_a_round_that_stumbles_does_not_end_the_sweep(shop, caplog):
@@ -388,11 +353,11 @@ def test_a_round_that_stumbles_does_not_end_the_sweep(shop, caplog):
     def stumble() -> int:
         rounds.append(1)
         if len(rounds) == 3:
-            sweep._stopped.set()
+            shop.stop.set()
         raise store.StoreAway("away") if len(rounds) == 1 else ValueError("a bug")
 
     sweep.round = stumble
-    sweep._stopped.wait = lambda seconds: None
+    shop.stop.wait = lambda seconds: None
     sweep.run()
     assert len(rounds) == 3 and [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
 
@@ -400,5 +365,5 @@ def test_a_round_that_stumbles_does_not_end_the_sweep(shop, caplog):
 def test_while_nothing_is_consumed_nothing_is_swept(shop):
     shop.bus.consuming = False
     shop.sweep.round = lambda: pytest.fail("a round without a broker")
-    shop.sweep._stopped.wait = lambda seconds: shop.sweep._stopped.set()
+    shop.stop.wait = lambda seconds: shop.stop.set()
     shop.sweep.run()

@@ -6,7 +6,6 @@ The variants are made from the schemas and the handlers from their folder, so a 
 import copy
 import importlib
 import json
-import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -14,23 +13,20 @@ from typing import Any
 import mongomock
 import pytest
 
-from consumer import Worker, discover
-from core import events, settings
-from core.bus import Delivery, dead_queue
+from consumer import discover
+from core import events
+from core.bus import dead_queue
 from core.events import check_answers, event_schemas, now, parse
-from core.outbox import Outbox
 from core.settings import ROOT
-from core.stock import Stock
 from core.store import Orders, view
-from core.sweep import Sweep
 from tests import fakes
-from tests.support.carriers import FakeBus
+from tests.support.consumer import Desk
+from tests.support.lambda_runtimes import keep_to
 from tests.support.samples import place
-from tools.chaos.system import wait_for
 
 HANDLERS = discover(ROOT / "handlers")
 TAKEN = [(handler, type) for handler, taken in HANDLERS.items() for type in taken]
-TAKERS = {type: handler for handler, type in TAKEN}
+SUBSCRIBERS = {type: handler for handler, type in TAKEN}
 SURPRISE = "surprise"
 SURPRISES = {"x-text": SURPRISE, "x-flag": True, "x-none": None, "x-object": {SURPRISE: [1.5]}, "x-list": [SURPRISE]}
 KNOWN = {  # values where a schema asks for more than just any text
@@ -99,11 +95,9 @@ def schema(type: str) -> dict[str, Any]:
 def handle(tmp_path, monkeypatch):
     """Runs a handler on an event as it travels, with the real functions in a folder of their own; gives its answers,
     the units left, and what was written: mails without their date, labels."""
-    for name in ("SMTP_URL", "TOKENS_TABLE", "AWS_LAMBDA_FUNCTION_NAME"):
-        monkeypatch.delenv(name, raising=False)
 
     def run(handler: str, envelope: dict[str, Any], name: str) -> tuple[list, dict[str, int], list[str]]:
-        monkeypatch.setenv("DATA_DIR", str(tmp_path / name))
+        keep_to(tmp_path / name, monkeypatch)
         given = fakes.services(stock={"A1": 5}, holds={"A1": 1})
         given.invoke = lambda function, payload: importlib.import_module(f"lambdas.{function}").handler(payload, None)
         event = parse(json.dumps(envelope).encode())
@@ -115,7 +109,7 @@ def handle(tmp_path, monkeypatch):
     return run
 
 
-def said(written: list[str]) -> list[str]:
+def lasting(written: list[str]) -> list[str]:
     """Without what differs from mail to mail: its date, and the boundary between its parts."""
     return [line for text in written for line in text.splitlines() if "Date:" not in line and "=====" not in line]
 
@@ -125,7 +119,7 @@ def test_fields_that_nobody_knows_change_nothing_not_even_the_mail(handler, type
     today = whole(schema(type))
     answers, units, written = handle(handler, today, "today")
     answers_then, units_then, written_then = handle(handler, with_surprises(today), "next")
-    assert (answers_then, units_then, said(written_then)) == (answers, units, said(written))
+    assert (answers_then, units_then, lasting(written_then)) == (answers, units, lasting(written))
     assert SURPRISE in json.dumps(with_surprises(today)) and SURPRISE not in "".join(written_then)
 
 
@@ -139,21 +133,19 @@ def test_there_is_something_that_may_be_missing_and_every_type_is_taken():
     assert {"email", "shippingAddress"} <= set(whole(schema("order_created"))["data"]["order"])
     assert not {"email", "shippingAddress"} & set(bare(schema("order_created"))["data"]["order"])
     assert "traceparent" in whole(schema("order_created")) and "traceparent" not in bare(schema("order_created"))
-    assert set(TAKERS) == set(event_schemas())
+    assert set(SUBSCRIBERS) == set(event_schemas())
 
 
 @pytest.mark.parametrize("type", event_schemas())
 def test_an_event_without_a_field_it_must_have_is_parked_with_the_reason(type):
-    bus, orders = FakeBus(), Orders(mongomock.MongoClient()["orderproc"])
-    config, stop = settings.load({}), threading.Event()
-    worker = Worker(HANDLERS, config, orders, Stock(orders._orders.database), bus, Outbox(orders, bus), None, stop)
+    desk = Desk(**HANDLERS)
     bodies = {path: json.dumps(without(whole(schema(type)), *path)).encode() for path in required(schema(type))}
     assert ("data", "order", "items", 0, "sku") in bodies and len(bodies) >= 20
     for body in bodies.values():
-        worker.deliver(Delivery(TAKERS[type], body, "", 0, lambda acked: None))
-    wait_for(lambda: len(bus.sent) == len(bodies), 10, "each is parked")
-    reasons = {message.body: message.headers["error"] for message in bus.sent}
-    assert {message.queue for message in bus.sent} == {dead_queue(TAKERS[type])}
+        assert desk.handle(SUBSCRIBERS[type], body, id="m") == "acked"
+    assert len(desk.bus.sent) == len(bodies)
+    reasons = {message.body: message.headers["error"] for message in desk.bus.sent}
+    assert {message.queue for message in desk.bus.sent} == {dead_queue(SUBSCRIBERS[type])}
     for path, body in bodies.items():
         missing = f"/{'/'.join(map(str, path))} is required" if path != ("type",) else "KeyError('type')"
         assert missing in reasons[body]
@@ -163,10 +155,11 @@ def test_an_event_without_a_field_it_must_have_is_parked_with_the_reason(type):
 
 
 def test_an_order_of_the_next_release_is_shown_without_what_is_not_known_here_and_keeps_it():
-    orders = Orders(mongomock.MongoClient()["orderproc"])
+    desk = Desk(**HANDLERS)
+    orders = desk.orders
     document = place(orders, shippingAddress={"name": "Ada", "x-flag": True}, **SURPRISES)
     line = {"at": now(), "event": "x", "by": "x", "x-when": now()}
-    orders._orders.update_one({"_id": document["_id"]}, {"$push": {"timeline": line}})
+    desk.database["orders"].update_one({"_id": document["_id"]}, {"$push": {"timeline": line}})
     shown = view(orders.get(document["_id"]))
     assert not set(SURPRISES) & set(shown)
     assert json.loads(json.dumps(shown))["timeline"][-1]["x-when"].endswith("Z")
@@ -175,18 +168,18 @@ def test_an_order_of_the_next_release_is_shown_without_what_is_not_known_here_an
 
 
 def test_a_sweep_closes_what_only_another_release_would_miss_and_that_one_finds_it_when_it_is_due_again():
-    database, bus = mongomock.MongoClient()["orderproc"], FakeBus()
+    database = mongomock.MongoClient()["orderproc"]
     orders = Orders(database)
 
-    def sweep(takers: dict[str, list[str]]) -> list[str]:
-        bus.sent.clear()
-        Sweep(orders, Stock(database), bus, Outbox(orders, bus, set(takers)), takers, threading.Event(), False).round()
+    def sweep(**handlers: dict[str, None]) -> list[str]:
+        release = Desk(database=database, **handlers)
+        release.sweep.round()
         database.leases.delete_many({})
-        return [message.queue for message in bus.sent]
+        return [message.queue for message in release.bus.sent]
 
     id, long_ago = place(orders)["_id"], now() - timedelta(minutes=2)
     database.orders.update_one({"_id": id}, {"$set": {"due": long_ago, "touched": long_ago, "outbox": []}})
-    assert sweep({"order_created": []}) == [] and "due" not in orders.get(id)
-    assert sweep({"order_created": ["points"]}) == []
+    assert sweep(email={"order_failed": None}) == [] and "due" not in orders.get(id)
+    assert sweep(points={"order_created": None}) == []
     database.orders.update_many({"due": {"$exists": False}}, {"$set": {"due": now()}, "$inc": {"rev": 1}})
-    assert sweep({"order_created": ["points"]}) == ["orders.points"]
+    assert sweep(points={"order_created": None}) == ["orders.points"]

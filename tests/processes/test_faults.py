@@ -11,8 +11,7 @@ from datetime import timedelta
 import pytest
 
 from core.events import now
-from tests.conftest import delete_queues
-from tests.support.broker_node import BrokerNode
+from tests.support.servers import BrokerNode, delete_queues
 from tools.chaos.system import wait_for
 
 OUTAGE = float(os.environ.get("FAULT_SECONDS", "8"))

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.conftest import delete_queues
+from tests.support.servers import delete_queues
 from tools.chaos.system import ROOT, wait_for
 
 POINTS = '''"""Thank loyal customers."""

@@ -71,7 +71,7 @@ LEFT = {
 
 @pytest.fixture(scope="module")
 def play(tmp_path_factory):
-    """Tell a function's story to a runtime, once: the answers, and what is then on disk."""
+    """Play a function's story on a runtime, once: the results, and what is then on disk."""
 
     @cache
     def played(function, runtime):

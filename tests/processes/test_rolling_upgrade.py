@@ -9,8 +9,8 @@ import pytest
 from core.bus import dead_queue, main_queue
 from core.events import now
 from core.publisher import parameters
-from tests.conftest import STANDARD, delete_queues
 from tests.support.next_release import Beside, make_next_release
+from tests.support.servers import STANDARD, delete_queues
 from tools.chaos.system import System, wait_for
 
 STOCK = {"A1": 100_000}

@@ -9,7 +9,7 @@ import pytest
 from core import localbus, publisher
 from core.bus import Message, Rabbit, dead_queue, main_queue, retry_queue
 from core.localbus import LocalBus
-from tests.support.carriers import Running, Told, running
+from tests.support.buses import Outcomes, Running, running
 from tools.chaos.system import free_port, wait_for
 
 TOPOLOGY = {
@@ -57,8 +57,8 @@ def session(carrier):
 
 
 @pytest.fixture
-def told(session):
-    return Told(session.bus)
+def outcomes(session):
+    return Outcomes(session.bus)
 
 
 def event(type: str, number: int = 0, **more) -> Message:
@@ -72,11 +72,11 @@ def got(session: Running) -> list[tuple[str, str]]:
 # --- publishing ------------------------------------------------------------------------------------------------------
 
 
-def test_an_event_reaches_every_handler_that_takes_it_once_and_no_other(session, told):
-    assert told.of(event("order_created")) == "confirmed"
-    assert told.of(event("order_failed")) == "confirmed"
+def test_an_event_reaches_every_handler_that_takes_it_once_and_no_other(session, outcomes):
+    assert outcomes.publish_and_wait(event("order_created")) == "confirmed"
+    assert outcomes.publish_and_wait(event("order_failed")) == "confirmed"
     session.wait(4)
-    assert told.of(event("inventory_reserved")) == "confirmed"
+    assert outcomes.publish_and_wait(event("inventory_reserved")) == "confirmed"
     session.wait(5)
     created, failed, reserved = "order_created-0", "order_failed-0", "inventory_reserved-0"
     assert got(session) == [
@@ -84,45 +84,48 @@ def test_an_event_reaches_every_handler_that_takes_it_once_and_no_other(session,
     ]  # fmt: skip
 
 
-def test_body_and_id_arrive_as_they_were_sent_and_the_first_delivery_has_no_tries(session, told):
+def test_body_and_id_arrive_as_they_were_sent_and_the_first_delivery_has_no_tries(session, outcomes):
     sent = event("inventory_reserved")
-    told.publish(sent)
+    outcomes.publish(sent)
     [delivery] = session.wait(1)
     assert (delivery.handler, delivery.id, delivery.body, delivery.tries) == ("shipping", sent.id, sent.body, 0)
 
 
-def test_a_mandatory_event_that_no_queue_takes_comes_back(session, told):
-    assert told.of(event("order_cancelled")) == "returned"
-    assert told.of(event("order_created")) == "confirmed", "the next one is not taken for it"
+def test_a_mandatory_event_that_no_queue_takes_comes_back(session, outcomes):
+    assert outcomes.publish_and_wait(event("order_cancelled")) == "returned"
+    assert outcomes.publish_and_wait(event("order_created")) == "confirmed", "the next one is not taken for it"
 
 
-def test_an_event_that_may_go_nowhere_is_confirmed(session, told):
-    assert told.of(event("order_cancelled", mandatory=False)) == "confirmed"
+def test_an_event_that_may_go_nowhere_is_confirmed(session, outcomes):
+    assert outcomes.publish_and_wait(event("order_cancelled", mandatory=False)) == "confirmed"
 
 
-def test_a_message_to_one_queue_reaches_that_queue_only(session, told):
-    assert told.of(event("order_created", queue=main_queue("email"))) == "confirmed"
-    assert told.of(event("inventory_reserved")) == "confirmed"
+def test_a_message_to_one_queue_reaches_that_queue_only(session, outcomes):
+    assert outcomes.publish_and_wait(event("order_created", queue=main_queue("email"))) == "confirmed"
+    assert outcomes.publish_and_wait(event("inventory_reserved")) == "confirmed"
     session.wait(2)
     assert got(session) == [("email", "order_created-0"), ("shipping", "inventory_reserved-0")]
 
 
-def test_a_message_to_a_queue_that_is_not_there_comes_back(session, told):
-    assert told.of(event("order_created", queue=main_queue("nobody"))) == "returned"
+def test_a_message_to_a_queue_that_is_not_there_comes_back(session, outcomes):
+    assert outcomes.publish_and_wait(event("order_created", queue=main_queue("nobody"))) == "returned"
 
 
-def test_a_retry_queue_gives_the_event_back_to_its_handler_after_the_delay_with_the_tries(session, told):
+def test_a_retry_queue_gives_the_event_back_to_its_handler_after_the_delay_with_the_tries(session, outcomes):
     again = event("order_created", queue=retry_queue("email", "0.3"), headers={"tries": 2})
     began = time.monotonic()
-    assert told.of(again) == "confirmed"
+    assert outcomes.publish_and_wait(again) == "confirmed"
     [delivery] = session.wait(1)
     assert 0.3 <= time.monotonic() - began < 2
     assert (delivery.handler, delivery.id, delivery.body, delivery.tries) == ("email", again.id, again.body, 2)
 
 
-def test_what_is_parked_is_not_delivered(session, told):
-    assert told.of(event("order_created", queue=dead_queue("email"), headers={"error": "x"})) == "confirmed"
-    assert told.of(event("order_created", 1)) == "confirmed"
+def test_what_is_parked_is_not_delivered(session, outcomes):
+    assert (
+        outcomes.publish_and_wait(event("order_created", queue=dead_queue("email"), headers={"error": "x"}))
+        == "confirmed"
+    )
+    assert outcomes.publish_and_wait(event("order_created", 1)) == "confirmed"
     session.wait(2)
     assert got(session) == [("email", "order_created-1"), ("inventory", "order_created-1")]
 
@@ -135,37 +138,37 @@ def test_done_is_called_once_per_publish_also_when_one_id_is_published_from_many
         delivery.ack()
 
     with running(carrier.bus(), TOPOLOGY, deliver=handle) as session, ThreadPoolExecutor(8) as threads:
-        told = Told(session.bus)
+        outcomes = Outcomes(session.bus)
         for number in list(range(50)) * 4:
-            threads.submit(told.publish, event("inventory_reserved", number))
-        wait_for(lambda: told.count("confirmed") == 200, what="every publish is told")
+            threads.submit(outcomes.publish, event("inventory_reserved", number))
+        wait_for(lambda: outcomes.count("confirmed") == 200, what="every publish has its outcome")
         wait_for(lambda: len(seen) == 50)
-    assert all(outcomes == ["confirmed"] * 4 for outcomes in told.outcomes.values())
+    assert all(each == ["confirmed"] * 4 for each in outcomes.by_id.values())
 
 
 def test_an_id_in_hand_is_not_queued_twice(carrier):
     bus = carrier.bus()
-    told = Told(bus)
+    outcomes = Outcomes(bus)
     if carrier.in_process:  # in hand is what a handler has
         with running(bus, TOPOLOGY) as session:
-            told.publish(event("inventory_reserved"))
+            outcomes.publish(event("inventory_reserved"))
             session.wait(1)
-            told.publish(event("inventory_reserved"))
+            outcomes.publish(event("inventory_reserved"))
             assert bus.depths[main_queue("shipping")] == 0
     else:  # in hand is what the broker has not confirmed
-        told.publish(event("inventory_reserved"))
-        told.publish(event("inventory_reserved"))
+        outcomes.publish(event("inventory_reserved"))
+        outcomes.publish(event("inventory_reserved"))
         with running(bus, TOPOLOGY) as session:
             session.wait(1)
-            told.of(event("inventory_reserved", 1))
+            outcomes.publish_and_wait(event("inventory_reserved", 1))
             assert [delivery.id for delivery in session.wait(2)] == ["inventory_reserved-0", "inventory_reserved-1"]
-    assert told.outcomes["inventory_reserved-0"] == ["confirmed", "confirmed"]
+    assert outcomes.by_id["inventory_reserved-0"] == ["confirmed", "confirmed"]
 
 
-def test_what_is_dealt_with_may_be_published_again_and_is_delivered_again(session, told):
-    told.of(event("inventory_reserved"))
+def test_what_is_dealt_with_may_be_published_again_and_is_delivered_again(session, outcomes):
+    outcomes.publish_and_wait(event("inventory_reserved"))
     session.ack(*session.wait(1))
-    told.of(event("inventory_reserved"))
+    outcomes.publish_and_wait(event("inventory_reserved"))
     assert [delivery.id for delivery in session.wait(2)] == ["inventory_reserved-0"] * 2
 
 
@@ -178,11 +181,11 @@ def test_publishing_never_blocks_and_what_is_too_much_is_dropped(carrier, monkey
     else:
         bus = Rabbit(f"amqp://guest:guest@127.0.0.1:{free_port()}", DELAYS)  # nothing listens there
         bus.start_publishing()
-    told, began = Told(bus), time.monotonic()
+    outcomes, began = Outcomes(bus), time.monotonic()
     for number in range(25):
-        told.publish(event("inventory_reserved", number))
+        outcomes.publish(event("inventory_reserved", number))
     assert time.monotonic() - began < 1
-    assert [id for id, outcomes in told.outcomes.items() if "dropped" in outcomes] == [
+    assert [id for id, each in outcomes.by_id.items() if "dropped" in each] == [
         f"inventory_reserved-{number}" for number in range(20, 25)
     ]
     bus.close()
@@ -193,16 +196,16 @@ def test_publishing_never_blocks_and_what_is_too_much_is_dropped(carrier, monkey
 
 def test_no_more_is_in_hand_than_asked_for_and_a_full_handler_holds_up_no_other(carrier):
     with running(carrier.bus(), TOPOLOGY, prefetch=3) as session:
-        told = Told(session.bus)
+        outcomes = Outcomes(session.bus)
         for number in range(10):
-            told.of(event("order_created", number, queue=main_queue("email")))
+            outcomes.publish_and_wait(event("order_created", number, queue=main_queue("email")))
         session.wait(3)
-        told.of(event("inventory_reserved"))
+        outcomes.publish_and_wait(event("inventory_reserved"))
         session.wait(4)
         assert [delivery.handler for delivery in session.arrived] == ["email"] * 3 + ["shipping"]
         session.ack(session.arrived[1])
         session.wait(5)
-        told.of(event("inventory_reserved", 1))
+        outcomes.publish_and_wait(event("inventory_reserved", 1))
         session.wait(6)
         assert [delivery.handler for delivery in session.arrived].count("email") == 4
 
@@ -216,9 +219,9 @@ def test_acks_come_from_any_thread_in_any_order_and_nothing_acked_comes_again(ca
         seen.append(delivery.id)
 
     with pool, running(carrier.bus(), TOPOLOGY, deliver=lambda delivery: pool.submit(handle, delivery)) as session:
-        told = Told(session.bus)
+        outcomes = Outcomes(session.bus)
         for number in range(300):
-            told.publish(event("inventory_reserved", number))
+            outcomes.publish(event("inventory_reserved", number))
         wait_for(lambda: len(seen) == 300)
     assert len(set(seen)) == 300
     assert left_over(carrier) == []
@@ -227,29 +230,29 @@ def test_acks_come_from_any_thread_in_any_order_and_nothing_acked_comes_again(ca
 def left_over(carrier: Carrier) -> list[str]:
     """What a new session is given before a message that was published after everything else."""
     with running(carrier.bus(), TOPOLOGY, prefetch=100) as session:
-        Told(session.bus).of(event("inventory_reserved", queue=main_queue("shipping"), headers={}))
+        Outcomes(session.bus).publish_and_wait(event("inventory_reserved", queue=main_queue("shipping"), headers={}))
         wait_for(lambda: any(each.id == "inventory_reserved-0" and each.tries == 0 for each in session.arrived))
         return [delivery.id for delivery in session.arrived if delivery.id != "inventory_reserved-0"]
 
 
 def test_what_was_not_acked_is_not_lost(carrier):
     first = Running(carrier.bus(), TOPOLOGY)
-    told = Told(first.bus)
+    outcomes = Outcomes(first.bus)
     for number in range(1, 6):
-        told.of(event("inventory_reserved", number))
+        outcomes.publish_and_wait(event("inventory_reserved", number))
     for delivery in first.wait(5):
         delivery.release() if delivery.id.endswith("3") else delivery.ack()
     first.end()
     if carrier.in_process:  # forgotten, so that the sweep may send it again
-        told.of(event("inventory_reserved", 3))
+        outcomes.publish_and_wait(event("inventory_reserved", 3))
     assert left_over(carrier) == ["inventory_reserved-3"]
 
 
 def test_a_stop_waits_for_what_is_in_hand_and_takes_nothing_new(carrier):
     session = Running(carrier.bus(), TOPOLOGY, prefetch=1)
-    told = Told(session.bus)
-    told.of(event("inventory_reserved", 1))
-    told.of(event("inventory_reserved", 2))
+    outcomes = Outcomes(session.bus)
+    outcomes.publish_and_wait(event("inventory_reserved", 1))
+    outcomes.publish_and_wait(event("inventory_reserved", 2))
     [delivery] = session.wait(1)
     session.stop.set()
     wait_for(lambda: not session.bus.consuming or not carrier.in_process)
@@ -263,7 +266,7 @@ def test_a_stop_waits_for_what_is_in_hand_and_takes_nothing_new(carrier):
 
 def test_events_of_handlers_that_run_elsewhere_wait_in_their_queues(carrier):
     with running(carrier.bus(), TOPOLOGY, ["email"]) as session:
-        Told(session.bus).of(event("order_created"))
+        Outcomes(session.bus).publish_and_wait(event("order_created"))
         session.wait(1)
         assert got(session) == [("email", "order_created-0")]
     with running(carrier.bus(), TOPOLOGY, ["inventory"]) as session:
@@ -275,9 +278,9 @@ def test_it_says_whether_it_consumes_and_how_long_its_queues_are(carrier, monkey
     monkeypatch.setattr("core.bus.LOOK_EVERY", 0.1)
     session = Running(carrier.bus(), TOPOLOGY, prefetch=1)
     assert session.bus.up and session.bus.consuming
-    told = Told(session.bus)
+    outcomes = Outcomes(session.bus)
     for number in range(4):
-        told.of(event("inventory_reserved", number))
+        outcomes.publish_and_wait(event("inventory_reserved", number))
     wait_for(lambda: session.bus.depths.get(main_queue("shipping")) == 3)
     session.wait(1)[0].release()
     session.end()

@@ -6,9 +6,9 @@ import pytest
 from core.bus import dead_queue, declare, main_queue, queues_of, retry_queue
 from core.events import created_by_api, message_body, new_order_id, new_traceparent
 from core.publisher import parameters
-from tests import conftest
 from tests.fakes import ORDER
-from tests.support.carriers import run_command, write_handlers
+from tests.support.consumer import run_command, write_handlers
+from tests.support.servers import channel_to, delete_queues, length, put
 from tools.chaos.system import free_port, wait_for
 
 DELAYS = "0.2,0.5"
@@ -23,42 +23,30 @@ class Operator:
         self.url, self.folder = url, folder
         write_handlers(folder, email=HANDLER, inventory=HANDLER)
 
-    def run(self, *words: str, stdin: str = "", **environment: str):
+    def run(self, *args: str, stdin: str = "", **environment: str):
         given = {"AMQP_URL": self.url, "HANDLERS_DIR": str(self.folder), "RETRY_DELAYS": DELAYS, **environment}
-        ran = run_command(*words, stdin=stdin, **given)
+        ran = run_command(*args, stdin=stdin, **given)
         assert "Traceback" not in ran.stderr, ran.stderr
         return ran
 
-    def says(self, *words: str, stdin: str = "", **environment: str) -> str:
+    def output(self, *args: str, stdin: str = "", **environment: str) -> str:
         """What a command prints that succeeds."""
-        ran = self.run(*words, stdin=stdin, **environment)
+        ran = self.run(*args, stdin=stdin, **environment)
         assert (ran.returncode, ran.stderr) == (0, ""), ran
         return ran.stdout
 
-    def refusal(self, *words: str, **environment: str) -> str:
+    def refusal(self, *args: str, **environment: str) -> str:
         """The one line of a command that exits with 2."""
-        ran = self.run(*words, **environment)
+        ran = self.run(*args, **environment)
         assert (ran.returncode, ran.stdout) == (2, ""), ran
         [line] = ran.stderr.splitlines()
         return line
 
     def park(self, handler: str, *bodies: bytes, **headers) -> None:
-        connection = pika.BlockingConnection(parameters(self.url))
-        channel = connection.channel()
-        channel.confirm_delivery()
-        for body in bodies:
-            about = pika.BasicProperties(headers=headers, delivery_mode=2, message_id="m")
-            channel.basic_publish("", dead_queue(handler), body, about, mandatory=True)
-        connection.close()
+        put(self.url, dead_queue(handler), *bodies, headers=headers, delivery_mode=2, message_id="m")
 
     def length(self, queue: str) -> int:
-        connection = pika.BlockingConnection(parameters(self.url))
-        try:
-            return connection.channel().queue_declare(queue, passive=True).method.message_count
-        except pika.exceptions.ChannelClosedByBroker:
-            return -1
-        finally:
-            connection.close()
+        return length(self.url, queue)
 
 
 HANDLER = "def order_created(event, services): pass"
@@ -67,9 +55,9 @@ HANDLER = "def order_created(event, services): pass"
 @pytest.fixture(scope="module")
 def broker(broker_url):
     """The broker without our queues, before and after."""
-    conftest.delete_queues(broker_url, HANDLERS, DELAYS.split(","))
+    delete_queues(broker_url, HANDLERS, DELAYS.split(","))
     yield broker_url
-    conftest.delete_queues(broker_url, HANDLERS, DELAYS.split(","))
+    delete_queues(broker_url, HANDLERS, DELAYS.split(","))
 
 
 @pytest.fixture
@@ -97,7 +85,7 @@ def test_dead_lists_order_event_error_tries_and_time_of_every_handler_and_leaves
     operator.park("email", body, error="LookupError('x')", tries=4, time=TIME)
     operator.park("inventory", b"{oops", error="not an event", tries=1, time=TIME)
     for _ in range(2):
-        lines = operator.says("dead").splitlines()
+        lines = operator.output("dead").splitlines()
         assert lines == [
             f"email  {id}  order_created  LookupError('x')  tries=4  {TIME}",
             f"inventory  -  not an event: b'{{oops'  not an event  tries=1  {TIME}",
@@ -108,16 +96,16 @@ def test_dead_lists_order_event_error_tries_and_time_of_every_handler_and_leaves
 def test_dead_of_one_handler_lists_only_that_and_takes_what_strangers_parked_without_headers(operator):
     operator.park("email", b"\xff")
     operator.park("inventory", b"{}")
-    assert operator.says("dead", "email") == "email  -  not an event: b'\\xff'  -  tries=-  -\n"
+    assert operator.output("dead", "email") == "email  -  not an event: b'\\xff'  -  tries=-  -\n"
 
 
 def test_dead_says_so_where_nothing_is_parked(operator):
-    assert operator.says("dead") == "email  nothing is parked\ninventory  nothing is parked\n"
+    assert operator.output("dead") == "email  nothing is parked\ninventory  nothing is parked\n"
 
 
 def test_dead_says_where_the_list_is_cut(operator):
     operator.park("email", *[b"{}"] * 1001)
-    lines = operator.says("dead", "email").splitlines()
+    lines = operator.output("dead", "email").splitlines()
     assert len(lines) == 1001 and lines[-1] == "email  and maybe more: these are the oldest"
 
 
@@ -126,23 +114,23 @@ def test_dead_says_where_the_list_is_cut(operator):
 
 def test_redrive_sends_the_oldest_to_the_handlers_own_queue_and_takes_them_off_the_parked(operator):
     operator.park("email", b"1", b"2", b"3", error="e", tries=4)
-    assert operator.says("redrive", "email", "--limit", "2") == "sent 2 parked messages to orders.email again\n"
+    assert operator.output("redrive", "email", "--limit", "2") == "sent 2 parked messages to orders.email again\n"
     wait_for(lambda: operator.length(dead_queue("email")) == 1)
     assert operator.length(main_queue("email")) == 2 and operator.length(main_queue("inventory")) == 0
-    assert "not an event: b'3'" in operator.says("dead", "email")
-    assert operator.says("redrive", "email") == "sent 1 parked messages to orders.email again\n"
+    assert "not an event: b'3'" in operator.output("dead", "email")
+    assert operator.output("redrive", "email") == "sent 1 parked messages to orders.email again\n"
 
 
 def test_a_dry_run_says_how_many_and_moves_nothing(operator):
     operator.park("email", b"1", b"2", b"3")
-    assert operator.says("redrive", "email", "--dry-run") == "would send 3 parked messages to orders.email again\n"
-    assert operator.says("redrive", "email", "--dry-run", "--limit", "2").startswith("would send 2 ")
+    assert operator.output("redrive", "email", "--dry-run") == "would send 3 parked messages to orders.email again\n"
+    assert operator.output("redrive", "email", "--dry-run", "--limit", "2").startswith("would send 2 ")
     wait_for(lambda: operator.length(dead_queue("email")) == 3)
     assert operator.length(main_queue("email")) == 0
 
 
 def test_redrive_with_nothing_parked_sends_nothing(operator):
-    assert operator.says("redrive", "email") == "sent 0 parked messages to orders.email again\n"
+    assert operator.output("redrive", "email") == "sent 0 parked messages to orders.email again\n"
 
 
 # --- purge -----------------------------------------------------------------------------------------------------------
@@ -151,15 +139,15 @@ def test_redrive_with_nothing_parked_sends_nothing(operator):
 def test_purge_throws_away_what_is_parked_for_one_handler(operator):
     operator.park("email", b"1", b"2")
     operator.park("inventory", b"3")
-    assert operator.says("purge", "email", "--yes") == "threw 2 parked messages of email away\n"
+    assert operator.output("purge", "email", "--yes") == "threw 2 parked messages of email away\n"
     assert operator.length(dead_queue("email")) == 0 and operator.length(dead_queue("inventory")) == 1
 
 
 @pytest.mark.parametrize("answer", ["y\n", "Y\n"])
 def test_purge_asks_first_and_takes_a_yes(operator, answer):
     operator.park("email", b"1")
-    said = operator.says("purge", "email", stdin=answer)
-    assert said.startswith("Throw away what is parked for email?") and "[y/N]" in said and "threw 1" in said
+    result = operator.output("purge", "email", stdin=answer)
+    assert result.startswith("Throw away what is parked for email?") and "[y/N]" in result and "threw 1" in result
 
 
 @pytest.mark.parametrize("answer", ["n\n", "\n", "", "what?\n"], ids=["no", "just enter", "end of input", "else"])
@@ -181,7 +169,7 @@ def test_retire_refuses_a_handler_that_is_still_there(operator):
 
 def test_retire_deletes_every_queue_of_a_handler_that_is_gone(operator):
     operator.park("legacy", b"1")
-    assert operator.says("retire", "legacy", "--yes") == "deleted the queues of legacy, and 1 messages with them\n"
+    assert operator.output("retire", "legacy", "--yes") == "deleted the queues of legacy, and 1 messages with them\n"
     assert [operator.length(queue) for queue in queues_of("legacy", DELAYS.split(","))] == [-1] * 4
     assert operator.length(main_queue("email")) == 0
 
@@ -193,7 +181,7 @@ def test_retire_asks_first(operator):
 
 
 def test_retiring_twice_says_that_there_is_nothing(operator):
-    operator.says("retire", "legacy", "--yes")
+    operator.output("retire", "legacy", "--yes")
     assert "legacy" in operator.refusal("retire", "legacy", "--yes")
 
 
@@ -201,33 +189,32 @@ def test_retiring_twice_says_that_there_is_nothing(operator):
 
 
 @pytest.mark.parametrize(
-    "words", [["dead", "emial"], ["redrive", "emial"], ["purge", "emial", "--yes"], ["retire", "emial", "--yes"]]
+    "args", [["dead", "emial"], ["redrive", "emial"], ["purge", "emial", "--yes"], ["retire", "emial", "--yes"]]
 )
-def test_a_wrong_name_is_named_in_one_line(operator, words):
-    line = operator.refusal(*words)
+def test_a_wrong_name_is_named_in_one_line(operator, args):
+    line = operator.refusal(*args)
     assert "emial" in line and "is that its name" in line
 
 
 def test_redriving_to_a_queue_that_is_gone_says_what_to_do_and_keeps_the_parked(operator):
     operator.park("email", b"1")
-    connection = pika.BlockingConnection(parameters(operator.url))
-    connection.channel().queue_delete(main_queue("email"))
-    connection.close()
+    with channel_to(operator.url) as channel:
+        channel.queue_delete(main_queue("email"))
     assert operator.refusal("redrive", "email") == (
         "orders.email is not there; start a consumer, which declares it"
     )  # fmt: skip
     wait_for(lambda: operator.length(dead_queue("email")) == 1)
 
 
-@pytest.mark.parametrize("words", [["dead"], ["redrive", "email"], ["purge", "email", "--yes"]])
-def test_with_the_embedded_bus_it_says_that_a_restart_does_it(operator, words):
-    line = operator.refusal(*words, AMQP_URL="embedded")
+@pytest.mark.parametrize("args", [["dead"], ["redrive", "email"], ["purge", "email", "--yes"]])
+def test_with_the_embedded_bus_it_says_that_a_restart_does_it(operator, args):
+    line = operator.refusal(*args, AMQP_URL="embedded")
     assert "needs RabbitMQ" in line and "restart" in line
 
 
-@pytest.mark.parametrize("words", [["dead"], ["redrive", "email"], ["purge", "email", "--yes"]])
-def test_a_broker_that_is_away_is_one_line(operator, words):
-    line = operator.refusal(*words, AMQP_URL=f"amqp://127.0.0.1:{free_port()}")
+@pytest.mark.parametrize("args", [["dead"], ["redrive", "email"], ["purge", "email", "--yes"]])
+def test_a_broker_that_is_away_is_one_line(operator, args):
+    line = operator.refusal(*args, AMQP_URL=f"amqp://127.0.0.1:{free_port()}")
     assert line.startswith("RabbitMQ does not answer") and "refused" in line
 
 
@@ -236,10 +223,10 @@ def test_without_amqp_url_the_line_names_it(operator):
 
 
 @pytest.mark.parametrize(
-    "words", [["redrive"], ["purge"], ["retire"], ["redrive", "email", "--limit", "-1"], ["explode"]], ids=" ".join
+    "args", [["redrive"], ["purge"], ["retire"], ["redrive", "email", "--limit", "-1"], ["explode"]], ids=" ".join
 )
-def test_words_that_make_no_command_show_the_usage(operator, words):
-    ran = operator.run(*words)
+def test_words_that_make_no_command_show_the_usage(operator, args):
+    ran = operator.run(*args)
     assert ran.returncode == 2 and ran.stderr.startswith("usage: ")
 
 

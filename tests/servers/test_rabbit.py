@@ -8,20 +8,18 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from contextlib import contextmanager
 from itertools import pairwise
 
-import pika
 import pytest
 
 from core import publisher
 from core.bus import Admin, BadTopology, Message, Rabbit, dead_queue, main_queue, queues_of, retry_queue
 from core.outbox import Outbox
-from core.publisher import parameters
 from core.store import Orders, connect
-from tests import conftest
-from tests.support.broker_node import BrokerNode, installed
-from tests.support.carriers import Consumer, Process, Running, Told, place, run_command, running, write_handlers
+from tests.support.buses import Outcomes, Running, running
+from tests.support.consumer import Consumer, Process, run_command, write_handlers
+from tests.support.samples import place
+from tests.support.servers import BrokerNode, channel_to, delete_queues, installed, length, put, used
 from tools.chaos.system import free_port, wait_for
 
 TOPOLOGY = {"inventory": ["order_created"], "email": ["order_created", "order_confirmed"]}
@@ -29,34 +27,8 @@ DELAYS = ("0.2", "0.3")
 NOTICED = 6.0  # seconds: 5 to notice, 1 to put it right
 
 
-@contextmanager
-def channel_to(url: str):
-    connection = pika.BlockingConnection(parameters(url))
-    try:
-        yield connection.channel()
-    finally:
-        if connection.is_open:
-            connection.close()
-
-
-def length(url: str, queue: str) -> int:
-    with channel_to(url) as channel:
-        return channel.queue_declare(queue, passive=True).method.message_count
-
-
 def exists(url: str, queue: str) -> bool:
-    try:
-        return length(url, queue) >= 0
-    except pika.exceptions.ChannelClosedByBroker:
-        return False
-
-
-def put(url: str, queue: str, *bodies: bytes, **properties) -> None:
-    """As somebody who is not us would."""
-    with channel_to(url) as channel:
-        channel.confirm_delivery()
-        for body in bodies:
-            channel.basic_publish("", queue, body, pika.BasicProperties(**properties), mandatory=True)
+    return length(url, queue) >= 0
 
 
 def created(number: int) -> Message:
@@ -83,8 +55,8 @@ def session(bus):
 
 
 @pytest.fixture
-def told(bus):
-    return Told(bus)
+def outcomes(bus):
+    return Outcomes(bus)
 
 
 # --- the topology ----------------------------------------------------------------------------------------------------
@@ -112,7 +84,7 @@ def test_every_queue_has_the_arguments_of_the_design(rabbit, session):
 def test_what_is_published_is_persistent_and_carries_its_id_and_no_header_of_the_broker(rabbit):
     bus = Rabbit(rabbit, DELAYS)
     Running(bus, TOPOLOGY, ["inventory"]).end()
-    assert Told(bus).of(created(1)) == "confirmed"
+    assert Outcomes(bus).publish_and_wait(created(1)) == "confirmed"
     bus.close()
     with channel_to(rabbit) as channel:
         _, properties, body = channel.basic_get(main_queue("email"), auto_ack=True)
@@ -168,84 +140,85 @@ def test_a_consumer_that_finds_another_argument_exits_with_2_and_that_one_line(r
 # --- losing parts of the broker --------------------------------------------------------------------------------------
 
 
-def flows(session: Running, told: Told, count: int = 1) -> None:
+def flows(session: Running, outcomes: Outcomes, count: int = 1) -> None:
     """Events go through: each of two handlers gets each. (A publisher that lost its broker may pause 15 s.)"""
     wait_for(lambda: session.bus.up, 40, "the publisher is up")
     numbers = [random.randrange(10**9) for _ in range(count)]
     for number in numbers:
-        told.publish(created(number))
+        outcomes.publish(created(number))
     missing = {("email", f"event-{n}") for n in numbers} | {("inventory", f"event-{n}") for n in numbers}
     wait_for(lambda: not (missing - {(each.handler, each.id) for each in session.arrived}), NOTICED, "events flow")
 
 
-def test_a_channel_that_the_broker_closes_is_noticed_and_what_was_in_hand_comes_again(no_looks, session, told):
+def test_a_channel_that_the_broker_closes_is_noticed_and_what_was_in_hand_comes_again(no_looks, session, outcomes):
     wait_for(lambda: session.bus.depths, what="the first look, which cannot be left out")
-    told.of(created(1))
+    outcomes.publish_and_wait(created(1))
     first, second = session.wait(2)[:2]
     first.ack()
-    told.of(created(2))
+    outcomes.publish_and_wait(created(2))
     session.wait(4)
     first.ack()  # twice is an error that costs the channel
     wait_for(lambda: len(session.arrived) > 6, NOTICED, "what was in hand comes again")
     again = sorted((each.handler, each.id) for each in session.arrived[4:7])
     assert again == sorted((each.handler, each.id) for each in [second, *session.arrived[2:4]])
-    flows(session, told)
+    flows(session, outcomes)
 
 
-def test_an_ack_from_before_a_reconnect_is_not_used_on_the_new_channel(session, told):
+def test_an_ack_from_before_a_reconnect_is_not_used_on_the_new_channel(session, outcomes):
     for number in range(3):
-        told.of(created(number))
+        outcomes.publish_and_wait(created(number))
     before = session.wait(6)[:]
     session.bus.rebuild()
     session.wait(12)
     for delivery in before:
         delivery.ack()
-    flows(session, told)
+    flows(session, outcomes)
     assert len(session.arrived) == 14, "nothing came a third time"
     assert sorted(each.id for each in session.arrived[6:12]) == sorted(each.id for each in before)
 
 
 def test_a_consumer_cancelled_by_the_deletion_of_its_queue_is_noticed_and_the_queue_is_back(
-    rabbit, no_looks, session, told
+    rabbit, no_looks, session, outcomes
 ):
     wait_for(lambda: session.bus.depths, what="the first look, which cannot be left out")
     with channel_to(rabbit) as channel:
         channel.queue_delete(main_queue("email"))
     wait_for(lambda: exists(rabbit, main_queue("email")), NOTICED, "the queue is back")
     session.wait_until_up()
-    flows(session, told)
+    flows(session, outcomes)
 
 
 @pytest.mark.parametrize("queue", [dead_queue("email"), main_queue("inventory")])
-def test_a_single_queue_that_vanishes_is_back_within_seconds(rabbit, session, told, queue):
+def test_a_single_queue_that_vanishes_is_back_within_seconds(rabbit, session, outcomes, queue):
     with channel_to(rabbit) as channel:
         channel.queue_delete(queue)
     wait_for(lambda: exists(rabbit, queue), NOTICED + 1, f"{queue} is back")
 
 
-def test_when_all_queues_are_deleted_they_come_back_and_events_flow_again(rabbit, session, told):
-    conftest.delete_queues(rabbit, TOPOLOGY, DELAYS)
+def test_when_all_queues_are_deleted_they_come_back_and_events_flow_again(rabbit, session, outcomes):
+    delete_queues(rabbit, TOPOLOGY, DELAYS)
     queues = [queue for name in TOPOLOGY for queue in queues_of(name, DELAYS)]
     wait_for(lambda: all(exists(rabbit, queue) for queue in queues), NOTICED, "all queues are back")
     session.wait_until_up()
-    flows(session, told)
+    flows(session, outcomes)
 
 
-def test_an_exchange_that_vanishes_is_declared_again_and_unconfirmed_events_are_sent_again(rabbit, session, told):
+def test_an_exchange_that_vanishes_is_declared_again_and_unconfirmed_events_are_sent_again(rabbit, session, outcomes):
     with channel_to(rabbit) as channel:
         channel.exchange_delete("orders")
-    outcome = told.of(created(1))
-    assert outcome == "returned", "its bindings are gone, so nobody claims that it arrived"
+    assert outcomes.publish_and_wait(created(1)) == "returned", (
+        "its bindings are gone, so nobody claims that it arrived"
+    )
     session.bus.rebuild()
-    wait_for(lambda: told.of(created(1)) == "confirmed", NOTICED, "the bindings are back")
-    flows(session, told)
+    wait_for(lambda: outcomes.publish_and_wait(created(1)) == "confirmed", NOTICED, "the bindings are back")
+    flows(session, outcomes)
 
 
-def test_a_connection_that_is_cut_is_replaced(rabbit, bus, session, told):
-    told.of(created(1))
+def test_a_connection_that_is_cut_is_replaced(rabbit, bus, session, outcomes):
+    outcomes.publish_and_wait(created(1))
     bus._publisher._on_loop(lambda: bus._publisher._connection._transport.abort())  # as a router would
     wait_for(lambda: not bus.up)
-    flows(session, told)
+    flows(session, outcomes)
 
 
 # --- a broker that dies, freezes, comes late -------------------------------------------------------------------------
@@ -256,7 +229,7 @@ own_node = pytest.mark.skipif(not installed("rabbitmq-server"), reason="rabbitmq
 @pytest.fixture(scope="module")
 def started_node(tmp_path_factory):
     node = BrokerNode(tmp_path_factory.mktemp("node"))
-    conftest.used.add("a second broker, to be killed")
+    used.add("a second broker, to be killed")
     node.start()
     yield node
     node.kill()
@@ -269,7 +242,7 @@ def node(started_node):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # nobody says goodbye to a frozen broker
         gc.collect()
-    conftest.delete_queues(started_node.url(), TOPOLOGY, DELAYS)
+    delete_queues(started_node.url(), TOPOLOGY, DELAYS)
 
 
 class Acking:
@@ -307,18 +280,18 @@ def test_confirmed_events_survive_kill_9_and_what_was_unconfirmed_is_sent_by_its
     bus, handled = Rabbit(node.url(), DELAYS), Acking()
     Running(bus, TOPOLOGY).end()  # the queues are there, nobody consumes
     node.let_queues_settle()
-    told = Told(bus)
+    outcomes = Outcomes(bus)
     for number in range(3000):
-        told.publish(created(number))
-    wait_for(lambda: told.count("confirmed") > 500)
+        outcomes.publish(created(number))
+    wait_for(lambda: outcomes.count("confirmed") > 500)
     node.kill()
-    before = told.count("confirmed")
+    before = outcomes.count("confirmed")
     for number in range(3000, 3200):
-        told.publish(created(number))
-    assert told.count("confirmed") < 3200, "the kill came in the middle"
+        outcomes.publish(created(number))
+    assert outcomes.count("confirmed") < 3200, "the kill came in the middle"
     node.start()
-    told.wait_until_confirmed(3200, 60)
-    assert before > 500 and all(outcomes == ["confirmed"] for outcomes in told.outcomes.values())
+    outcomes.wait_until_confirmed(3200, 60)
+    assert before > 500 and all(each == ["confirmed"] for each in outcomes.by_id.values())
     with running(bus, TOPOLOGY, prefetch=300, deliver=handled):
         every = {f"event-{number}" for number in range(3200)}
         wait_for(lambda: handled.of("email") == handled.of("inventory") == every, 60, "every event arrived")
@@ -329,8 +302,8 @@ def test_confirmed_events_survive_kill_9_and_what_was_unconfirmed_is_sent_by_its
 def test_consumers_come_back_by_themselves_after_kill_9_and_the_unacked_comes_again(node):
     bus = Rabbit(node.url(), DELAYS)
     with running(bus, TOPOLOGY, prefetch=50) as session:
-        told = Told(bus)
-        told.of(created(1))
+        outcomes = Outcomes(bus)
+        outcomes.publish_and_wait(created(1))
         session.wait(2)
         node.let_queues_settle()
         node.kill()
@@ -338,7 +311,7 @@ def test_consumers_come_back_by_themselves_after_kill_9_and_the_unacked_comes_ag
         node.start()
         session.wait(4, 40)
         assert [each.id for each in session.arrived] == ["event-1"] * 4
-        flows(session, told, 20)
+        flows(session, outcomes, 20)
     bus.close()
 
 
@@ -346,21 +319,21 @@ def test_consumers_come_back_by_themselves_after_kill_9_and_the_unacked_comes_ag
 def test_a_broker_frozen_for_20_seconds_hangs_nothing_and_all_goes_on_after(node):
     bus, handled, longest = Rabbit(node.url(), DELAYS), Acking(), 0.0
     with running(bus, TOPOLOGY, deliver=handled) as session:
-        told = Told(bus)
+        outcomes = Outcomes(bus)
         node.freeze()
         until, number = time.monotonic() + 20, 0
         while time.monotonic() < until:  # somebody takes orders all the while
             began = time.monotonic()
-            told.publish(created(number))
+            outcomes.publish(created(number))
             longest = max(longest, time.monotonic() - began)
             number += 1
             session.stop.wait(0.05)
         node.thaw()
-        told.wait_until_confirmed(number, 45)
+        outcomes.wait_until_confirmed(number, 45)
         every = {f"event-{n}" for n in range(number)}
         wait_for(lambda: handled.of("email") == handled.of("inventory") == every, 30, "everything arrived")
     assert longest < 0.5, "publish never blocks"
-    assert all(len(outcomes) == 1 for outcomes in told.outcomes.values())
+    assert all(len(each) == 1 for each in outcomes.by_id.values())
     bus.close()
 
 
@@ -369,15 +342,15 @@ def test_a_confirm_that_does_not_come_ends_the_connection_and_the_event_is_sent_
     monkeypatch.setattr(publisher, "CONFIRM_WITHIN", 1.0)
     bus = Rabbit(node.url(), DELAYS)
     with running(bus, TOPOLOGY) as session:
-        told = Told(bus)
+        outcomes = Outcomes(bus)
         node.freeze()
-        told.publish(created(1))
+        outcomes.publish(created(1))
         began = time.monotonic()
         wait_for(lambda: not bus.up, 8, "the deadline passed and the publisher hung up")
         assert time.monotonic() - began > 1
-        assert told.outcomes == {}, "nobody knows yet"
+        assert outcomes.by_id == {}, "nobody knows yet"
         node.thaw()
-        wait_for(lambda: told.outcomes["event-1"] == ["confirmed"], 30)
+        wait_for(lambda: outcomes.by_id["event-1"] == ["confirmed"], 30)
         session.wait(2, 30)
     bus.close()
 
@@ -388,17 +361,17 @@ def test_a_broker_that_comes_late_is_found_and_gets_everything(tmp_path):
     bus = Rabbit(node.url(), DELAYS)
     session = Running(bus, TOPOLOGY, deliver=handled, wait=False)
     bus.start_publishing()
-    told = Told(bus)
+    outcomes = Outcomes(bus)
     for number in range(20):
-        told.publish(created(number))
+        outcomes.publish(created(number))
     assert not bus.up and not bus.consuming
     try:
         node.start()
         session.wait_until_up(30)
-        wait_for(lambda: len(told.outcomes) == 20)
-        for id, outcomes in list(told.outcomes.items()):  # sent before there were queues: they come back, and wait
-            if outcomes == ["returned"]:
-                told.publish(Message(id, "order_created", b"{}"))
+        wait_for(lambda: len(outcomes.by_id) == 20)
+        for id, each in list(outcomes.by_id.items()):  # sent before there were queues: they come back, and wait
+            if each == ["returned"]:
+                outcomes.publish(Message(id, "order_created", b"{}"))
         wait_for(lambda: len(handled.of("email")) == len(handled.of("inventory")) == 20)
         session.end()
         bus.close()
@@ -419,29 +392,29 @@ def test_a_broker_that_comes_late_is_found_and_gets_everything(tmp_path):
     ],
     ids=["routing key too long", "id too long", "header of no known type", "header that is no text"],
 )
-def test_a_message_that_cannot_be_sent_is_refused_and_stops_no_other(session, told, unsendable):
-    told.publish(created(1))
-    assert told.of(unsendable) == "refused"
-    assert told.of(created(2)) == "confirmed"
+def test_a_message_that_cannot_be_sent_is_refused_and_stops_no_other(session, outcomes, unsendable):
+    outcomes.publish(created(1))
+    assert outcomes.publish_and_wait(unsendable) == "refused"
+    assert outcomes.publish_and_wait(created(2)) == "confirmed"
     session.wait(4)
 
 
 def test_ten_thousand_messages_go_through_the_window(bus, capsys):
     handled = Acking()
     with running(bus, TOPOLOGY, prefetch=200, deliver=handled):
-        told, began = Told(bus), time.monotonic()
+        outcomes, began = Outcomes(bus), time.monotonic()
         for number in range(10_000):
-            told.publish(created(number))
-        told.wait_until_confirmed(10_000, 60)
+            outcomes.publish(created(number))
+        outcomes.wait_until_confirmed(10_000, 60)
         published = time.monotonic() - began
         wait_for(lambda: len(handled.of("email")) == len(handled.of("inventory")) == 10_000, 60)
         consumed = time.monotonic() - began
-    assert all(outcomes == ["confirmed"] for outcomes in told.outcomes.values())
+    assert all(each == ["confirmed"] for each in outcomes.by_id.values())
     with capsys.disabled():
         print(f" [{10_000 / published:,.0f} confirmed/s into 2 queues, {20_000 / consumed:,.0f} delivered/s] ", end="")
 
 
-def test_a_message_that_brings_down_its_consumer_21_times_is_parked_by_the_broker(rabbit, session, told):
+def test_a_message_that_brings_down_its_consumer_21_times_is_parked_by_the_broker(rabbit, session, outcomes):
     session.ack_all_and_end()
     put(rabbit, main_queue("email"), b'{"crash": "me"}', message_id="crasher", delivery_mode=2)
     for _ in range(21):
@@ -456,7 +429,7 @@ def test_a_message_that_brings_down_its_consumer_21_times_is_parked_by_the_broke
 def test_it_knows_how_long_the_queues_are_that_others_consume(bus, monkeypatch):
     monkeypatch.setattr("core.bus.LOOK_EVERY", 0.1)
     with running(bus, TOPOLOGY, ["inventory"]):
-        Told(bus).of(created(1))
+        Outcomes(bus).publish_and_wait(created(1))
         wait_for(lambda: bus.depths.get(main_queue("email")) == 1)
 
 
@@ -495,7 +468,7 @@ def parked(url: str, handler: str = "email") -> list[tuple[bytes, dict]]:
 def test_poison_is_parked_at_once_with_its_error_and_the_neighbours_are_unaffected(rabbit, consume):
     consumer = consume(email=GOOD)
     consumer.end()
-    order = consumer.orders.get(place(consumer.orders))
+    order = place(consumer.orders)
     valid = {**order["events"][0], "data": {"order": consumer.order(order["_id"])}}
     valid["data"]["order"].pop("timeline")
     nobodys = "01939e5a-0000-7000-8000-0000000000ff"
@@ -619,8 +592,8 @@ def test_while_the_store_is_away_messages_are_kept_no_try_is_spent_and_all_goes_
     consume, own_store_server
 ):  # fmt: skip
     consumer = consume(connect(own_store_server.url("orderproc")), email=GOOD)
-    id = place(consumer.orders)
-    document = consumer.orders.get(id)
+    document = place(consumer.orders)
+    id = document["_id"]
     own_store_server.stop()
     wait_for(lambda: not consumer.orders.ping())
     Outbox(consumer.orders, consumer.bus).announce(document)
@@ -655,7 +628,7 @@ def process(rabbit, tmp_path, store_server):
         environment = {"MONGODB_URL": url, "AMQP_URL": rabbit, "RETRY_DELAYS": "0.2,0.3"}
         environment |= {"HANDLERS_DIR": str(folder), "CONCURRENCY": "2", "METRICS_PORT": str(start.health)}
         started.append(Process(tmp_path, **environment))
-        wait_for(lambda: asked(start.health, "readyz") == READY, what="the consumer is ready")
+        wait_for(lambda: get(start.health, "readyz") == READY, what="the consumer is ready")
         bus.start_publishing()
         return started[-1]
 
@@ -668,7 +641,7 @@ def process(rabbit, tmp_path, store_server):
 
 def test_sigterm_finishes_what_is_in_hand_takes_nothing_new_and_exits_0(rabbit, process):
     consumer = process(email=SLOW.format(folder=str(process.folder), seconds=2))
-    ids = [place(process.orders, process.bus) for _ in range(5)]
+    ids = [place(process.orders, process.bus)["_id"] for _ in range(5)]
     begun = wait_for(lambda: len(found := list(process.folder.glob("*.begun"))) == 2 and found)
     assert consumer.terminate() == 0, consumer.log()
     assert len(list(process.folder.glob("*.begun"))) == len(list(process.folder.glob("*.ended"))) == 2
@@ -683,14 +656,14 @@ def test_a_consumer_says_whether_it_is_ready_and_how_much_is_parked(rabbit, proc
     consumer = process(email=GOOD)
     put(rabbit, main_queue("email"), b"poison")
     gauge = 'orderproc_dead_messages{handler="email"} 1.0'
-    wait_for(lambda: asked(process.health, "readyz") == READY and gauge in asked(process.health, "metrics")[1], 15)
+    wait_for(lambda: get(process.health, "readyz") == READY and gauge in get(process.health, "metrics")[1], 15)
     assert consumer.terminate() == 0
 
 
-def asked(port: int, path: str) -> tuple[int, str] | None:
+def get(port: int, path: str) -> tuple[int, str] | None:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as answer:
-            return answer.status, answer.read().decode()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as response:
+            return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode()
@@ -722,7 +695,7 @@ def test_sigterm_while_the_broker_is_frozen_ends_it_all_the_same(node, tmp_path)
 
 def test_kill_9_in_the_middle_of_a_handler_loses_nothing(process):
     consumer = process(email=SLOW.format(folder=str(process.folder), seconds=1))
-    id = place(process.orders, process.bus)
+    id = place(process.orders, process.bus)["_id"]
     wait_for(lambda: list(process.folder.glob("*.begun")))
     consumer.kill()
     process(email=SLOW.format(folder=str(process.folder), seconds=0))

@@ -21,7 +21,7 @@ ORDER = {"customerId": "c-1", "items": [{"sku": "A1", "quantity": 2, "price": 19
 ADDRESS = {"name": "Ann", "line1": "1 High St", "city": "Ulm", "postalCode": "89073", "country": "DE"}
 
 
-class Answer:
+class Response:
     """What came back. `json` parses it; `problem` also checks that it is a proper one."""
 
     def __init__(self, status: str, headers: list[tuple[str, str]], body: bytes) -> None:
@@ -35,10 +35,10 @@ class Answer:
     @property
     def problem(self) -> Any:
         assert self.headers["content-type"] == "application/problem+json", (self.status, self.body[:500])
-        said = self.json
-        assert said["status"] == self.status and said["type"].startswith("urn:orderproc:") and said["title"], said
-        assert set(said) <= {"type", "title", "status", "detail", "errors"}, said
-        return said
+        body = self.json
+        assert body["status"] == self.status and body["type"].startswith("urn:orderproc:") and body["title"], body
+        assert set(body) <= {"type", "title", "status", "detail", "errors"}, body
+        return body
 
     @property
     def pointers(self) -> list[str]:
@@ -54,7 +54,7 @@ class Client:
     def __init__(self, app: Callable[..., Any], key: str | None = "shop-key") -> None:
         self.app, self.key = app, key
 
-    def __call__(self, method: str, path: str, body: Any = None, /, **headers: str | None) -> Answer:
+    def __call__(self, method: str, path: str, body: Any = None, /, **headers: str | None) -> Response:
         """Header names as keywords: content_type="text/plain"; None leaves a default one out."""
         target, _, query = path.partition("?")
         raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
@@ -71,17 +71,17 @@ class Client:
             if value is not None:
                 environ["CONTENT_TYPE" if name == "content_type" else f"HTTP_{name.upper()}"] = value
         started: list[Any] = []
-        chunks = self.app(environ, lambda *words: started.append(words))
-        answer = Answer(started[-1][0], started[-1][1], b"".join(chunks))
-        self.seen.add((method, target, answer.status))
-        assert b"Traceback" not in environ["wsgi.errors"].getvalue().encode() or answer.status == 500
-        return answer
+        chunks = self.app(environ, lambda *args: started.append(args))
+        response = Response(started[-1][0], started[-1][1], b"".join(chunks))
+        self.seen.add((method, target, response.status))
+        assert b"Traceback" not in environ["wsgi.errors"].getvalue().encode() or response.status == 500
+        return response
 
     def create(self, body: Any = None, /, **headers: str) -> Any:
         """A stored order."""
-        answer = self("POST", "/orders", ORDER if body is None else body, **headers)
-        assert answer.status == 201, (answer.status, answer.body)
-        return answer.json
+        response = self("POST", "/orders", ORDER if body is None else body, **headers)
+        assert response.status == 201, (response.status, response.body)
+        return response.json
 
 
 class Shop:

@@ -26,7 +26,7 @@ TEMPLATE = dict(
 )  # fmt: skip
 
 
-class Answer(NamedTuple):
+class Result(NamedTuple):
     failed: bool
     payload: Any
 
@@ -35,7 +35,7 @@ class NeverStarted(Exception):
     """The runtime could not load the function."""
 
 
-Call = Callable[[Any], Answer]
+Call = Callable[[Any], Result]
 
 
 class RuntimeApi(ThreadingHTTPServer):
@@ -45,14 +45,14 @@ class RuntimeApi(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Talk)
-        self.asked, self.told = SimpleQueue[bytes | None](), SimpleQueue[tuple[str, Any]]()
+        self.events, self.results = SimpleQueue[bytes | None](), SimpleQueue[tuple[str, Any]]()
 
-    def call(self, event: Any) -> Answer:
-        self.asked.put(json.dumps(event, ensure_ascii=False).encode())
-        about, payload = self.told.get(timeout=20)
+    def call(self, event: Any) -> Result:
+        self.events.put(json.dumps(event, ensure_ascii=False).encode())
+        about, payload = self.results.get(timeout=20)
         if about == "init/error":
             raise NeverStarted(payload)
-        return Answer(about.endswith("/error"), payload)
+        return Result(about.endswith("/error"), payload)
 
 
 class Talk(BaseHTTPRequestHandler):
@@ -61,7 +61,7 @@ class Talk(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         assert self.path == "/2018-06-01/runtime/invocation/next"
-        event = self.server.asked.get()
+        event = self.server.events.get()
         if event is None:  # the end
             self.close_connection = True
             return
@@ -75,7 +75,7 @@ class Talk(BaseHTTPRequestHandler):
         known = re.fullmatch(r"/2018-06-01/runtime/(invocation/request-1/(?:response|error)|init/error)", self.path)
         assert known, self.path
         self.send(202, b"{}")
-        self.server.told.put((known[1], body))
+        self.server.results.put((known[1], body))
 
     def send(self, status: int, body: bytes, **headers: Any) -> None:
         self.send_response(status)
@@ -103,14 +103,21 @@ def package(function: str, folder: Path) -> tuple[Path, str]:
     return folder / "package", handler
 
 
+def keep_to(folder: Path, monkeypatch: Any) -> None:
+    """The same for functions in this process: they write into `folder`, and none of the settings leads elsewhere."""
+    for name in ("SMTP_URL", "TOKENS_TABLE", "AWS_LAMBDA_FUNCTION_NAME", "MAIL_FROM", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DATA_DIR", str(folder))
+
+
 @contextmanager
-def process(folder: Path, *words: str, cwd: Path, **more: str) -> Iterator[subprocess.Popen]:
-    """`python -m ...`; if what is done with it fails, what it has printed is told."""
-    command, output = [sys.executable, "-m", *words], folder / "output.log"
+def process(folder: Path, *args: str, cwd: Path, **more: str) -> Iterator[subprocess.Popen]:
+    """`python -m ...`; if what is done with it fails, the error has what it printed."""
+    command, output = [sys.executable, "-m", *args], folder / "output.log"
     with output.open("wb") as log:
         running = subprocess.Popen(
             command, cwd=cwd, env={**environment(folder), **more}, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if "lambdas.local" in words else log, stderr=log, text=True,
+            stdout=subprocess.PIPE if "lambdas.local" in args else log, stderr=log, text=True,
         )  # fmt: skip
     with running:
         try:
@@ -138,22 +145,26 @@ def awslambdaric(function: str, folder: Path, without: str = "") -> Iterator[Cal
             with process(folder, "awslambdaric", handler, cwd=code, **on_aws):
                 yield api.call
         finally:
-            api.asked.put(None)
+            api.events.put(None)
             api.shutdown()
+
+
+def connect(url: str) -> Any:
+    """The client that calls AWS, calling the local runtime instead."""
+    keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "eu-west-1"}
+    once = Config(retries={"total_max_attempts": 1}, max_pool_connections=20, read_timeout=20)
+    return boto3.client("lambda", endpoint_url=url, config=once, **keys)
 
 
 @contextmanager
 def local(function: str, folder: Path) -> Iterator[Call]:
-    """The local runtime, asked by the client that asks AWS."""
+    """The local runtime, called by the client that calls AWS."""
     with process(folder, "lambdas.local", "--port", "0", cwd=ROOT) as running:
-        where = running.stdout.readline().split()[-1]
-        keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "eu-west-1"}
-        once = Config(retries={"total_max_attempts": 1}, read_timeout=20)
-        client = boto3.client("lambda", endpoint_url=where, config=once, **keys)
+        client = connect(running.stdout.readline().split()[-1])
 
-        def call(event: Any) -> Answer:
-            answer = client.invoke(FunctionName=function, Payload=json.dumps(event, ensure_ascii=False).encode())
-            return Answer("FunctionError" in answer, json.loads(answer["Payload"].read()))
+        def call(event: Any) -> Result:
+            response = client.invoke(FunctionName=function, Payload=json.dumps(event, ensure_ascii=False).encode())
+            return Result("FunctionError" in response, json.loads(response["Payload"].read()))
 
         yield call
         client.close()

@@ -1,0 +1,230 @@
+"""The consumer as tests run it: one worker driven by hand, the whole of it on a thread, and `python consumer.py`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import mongomock
+
+import consumer
+from core import settings
+from core.bus import Bus, Delivery, Message, main_queue
+from core.events import event_schemas
+from core.outbox import Outbox
+from core.services import FunctionFailed
+from core.settings import ROOT
+from core.stock import Stock
+from core.store import Orders, view
+from core.sweep import Sweep
+from tests.support.buses import FakeBus
+from tests.support.samples import LABEL, api_event, body_of, place
+from tools.chaos.system import wait_for
+
+STOCK = {"A1": 10, "B2": 10}
+
+
+class Functions:
+    """Lambda functions that all answer with a label. The next `failures` calls fail, and all of `failing`."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict]] = []
+        self.failures, self.failing = 0, ""
+
+    def invoke(self, function: str, payload: dict) -> dict:
+        self.calls.append((function, payload))
+        if self.failures or function == self.failing:
+            self.failures = max(0, self.failures - 1)
+            raise FunctionFailed(f"{function}: ReadTimeout")
+        return LABEL
+
+
+class Desk:
+    """A worker and a sweep, with orders and stock in mongomock, on a bus that remembers. Nothing moves by itself.
+
+    Handlers are {event type: function}, by name: Desk(email={"order_created": function}). `give` hands the worker one
+    delivery, `pump` all that was published, and `sweep.round()` looks once at what is due.
+    """
+
+    def __init__(
+        self, bus: Bus | None = None, *, delays: str = "1,5", stock: dict[str, int] = STOCK, database: Any = None,
+        functions: Any = None, stop: Any = None, **handlers: dict[str, Any],
+    ) -> None:  # fmt: skip
+        self.database = mongomock.MongoClient()["orderproc"] if database is None else database
+        self.orders, self.stock, self.bus = Orders(self.database), Stock(self.database), bus or FakeBus()
+        self.functions, self.stop = functions or Functions(), stop or threading.Event()
+        self.topology = {name: list(taken) for name, taken in handlers.items()}
+        types = dict.fromkeys([*event_schemas(), *sum(self.topology.values(), [])])
+        self.subscribers = {type: [name for name in handlers if type in handlers[name]] for type in types}
+        self.outbox = Outbox(self.orders, self.bus, {type for type in types if self.subscribers[type]})
+        config = settings.load({"RETRY_DELAYS": delays})
+        parts = self.orders, self.stock, self.bus, self.outbox
+        self.worker = consumer.Worker(handlers, config, *parts, self.functions, self.stop)
+        self.sweep = self.new_sweep()
+        self.stock.fill(stock)
+
+    def new_sweep(self, forgetful: bool = False) -> Sweep:
+        parts = self.orders, self.stock, self.bus, self.outbox
+        return Sweep(*parts, self.subscribers, self.stop, forgetful)
+
+    # --- what happens
+
+    def place(self, **fields: Any) -> tuple[str, bytes]:
+        """A new order's id, and its order_created as it travels; it has left the outbox."""
+        document = place(self.orders, **fields)
+        self.orders.clear(document["_id"], document["outbox"][0])
+        wait_for(lambda: not self.orders.get(document["_id"])["outbox"])
+        return document["_id"], body_of(document)
+
+    def body(self, id: str, position: int = 0) -> bytes:
+        """An event of the order, as it travels."""
+        return body_of(self.orders.get(id), position)
+
+    def cancel(self, id: str) -> dict:
+        """As the API does, but that nothing is announced."""
+        return self.orders.cancel(id, api_event("order_cancelled", id))[0]
+
+    def give(self, handler: str, body: bytes, tries: int = 0, id: str = "") -> list[str]:
+        """Deliver, under the event's id unless another is given; gives a list that shows the end, once there is one."""
+        ended: list[str] = []
+        end = lambda acked: ended.append("acked" if acked else "released")  # noqa: E731
+        self.worker.deliver(Delivery(handler, body, id or json.loads(body)["id"], tries, end))
+        return ended
+
+    def handle(self, handler: str, body: bytes, tries: int = 0, id: str = "") -> str:
+        """Deliver, wait for the end, and give it: acked or released."""
+        ended = self.give(handler, body, tries, id)
+        wait_for(lambda: ended, 10, "the delivery ended")
+        assert len(ended) == 1
+        return ended[0]
+
+    def deliver(self, messages: list[tuple[str, Message]]) -> None:
+        """Deliver messages that `pump` gave; what is parked stays where it is."""
+        for queue, message in messages:
+            if not queue.endswith(".dead"):
+                assert self.handle(queue.split(".")[1], message.body) == "acked", message.type
+
+    def pump(self, rounds: int = 9) -> list[tuple[str, Message]]:
+        """Deliver what was published, and what follows from it; gives all of it, as (queue, message)."""
+        seen = []
+        for _ in range(rounds):
+            for message in self.bus.drain():
+                queues = [message.queue] if message.queue else map(main_queue, self.subscribers[message.type])
+                messages = [(queue, message) for queue in queues]
+                self.deliver(messages)
+                seen += messages
+        wait_for(lambda: not self.pending_moves(), what="no stock move is pending")
+        return seen
+
+    def pass_time(self, seconds: float, *order_ids: str) -> None:
+        """Make everything older, or only these orders. Time passes in the database: the clock goes on as it is."""
+        past, orders, stock = timedelta(seconds=seconds), self.database["orders"], self.database["stock"]
+        for document in orders.find({"_id": {"$in": list(order_ids)}} if order_ids else {}):
+            older = {name: document[name] - past for name in ("touched", "updatedAt", "due") if name in document}
+            orders.update_one({"_id": document["_id"]}, {"$set": older})
+        for document in [] if order_ids else stock.find({"notes.0": {"$exists": True}}):
+            older = [move | {"at": move["at"] - past} for move in document["notes"]]
+            stock.update_one({"_id": document["_id"]}, {"$set": {"notes": older}})
+
+    # --- what is there to see
+
+    def status(self, id: str) -> str:
+        return self.orders.get(id)["status"]
+
+    def lines(self, id: str, by: str = "email") -> list[dict]:
+        """The lines of one handler in the order's timeline, without the times."""
+        lines = view(self.orders.get(id))["timeline"]
+        return [{k: v for k, v in line.items() if k not in ("at", "next", "by")} for line in lines if line["by"] == by]
+
+    def available(self, sku: str = "A1") -> int:
+        return self.stock.get(sku)["available"]
+
+    def pending_moves(self) -> list[dict]:
+        """Stock moves that are neither committed nor rolled back."""
+        return [move for document in self.database["stock"].find() for move in document.get("notes", [])]
+
+
+def write_handlers(folder: Path, **handlers: str) -> Path:
+    """A handler folder: `email="def order_created(event, services): ..."`."""
+    folder.mkdir(exist_ok=True)
+    for name, source in handlers.items():
+        folder.joinpath(f"{name}.py").write_text(source)
+    return folder
+
+
+class Consumer:
+    """`consumer.consume` on a thread, with handlers from a folder and orders in mongomock, or in the database given."""
+
+    def __init__(self, bus: Bus, folder: Path, delays: str = "0.2,0.3", database=None, amqp_url: str = "") -> None:
+        self.bus, self.stop = bus, threading.Event()
+        self.database = database if database is not None else mongomock.MongoClient()["orderproc"]
+        self.orders, self.stock = Orders(self.database), Stock(self.database)
+        self.stock.fill({"A1": 100, "B2": 100})
+        environment = {"AMQP_URL": amqp_url, "HANDLERS_DIR": str(folder), "RETRY_DELAYS": delays}
+        config = settings.load(environment)
+        args = config, consumer.discover(folder), self.orders, self.stock, bus, self.stop
+        client = {"region_name": "us-east-1", "aws_access_key_id": "none", "aws_secret_access_key": "none"}
+        self._thread = threading.Thread(target=consumer.consume, args=args, kwargs=client, daemon=True)
+        self._thread.start()
+        wait_for(lambda: bus.consuming and bus.up, what="the consumer is up")
+
+    def place(self, **fields) -> str:
+        return place(self.orders, self.bus, **fields)["_id"]
+
+    def order(self, id: str) -> dict:
+        """The order as the API shows it."""
+        return view(self.orders.get(id))
+
+    def timeline(self, id: str) -> list[dict]:
+        """The order's timeline, without the times."""
+        return [{k: v for k, v in line.items() if k not in ("at", "next")} for line in self.order(id)["timeline"]]
+
+    def end(self) -> None:
+        self.stop.set()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+def run_command(*args: str, stdin: str = "", timeout: float = 60, **environment: str) -> subprocess.CompletedProcess:
+    """`python consumer.py ...` with this environment and nothing else that is ours."""
+    return subprocess.run(
+        [sys.executable, "consumer.py", *args], cwd=ROOT, env=clean(environment), input=stdin,
+        capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
+
+
+def clean(environment: dict[str, str]) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return {**kept, "PYTHONWARNINGS": "error", "AWS_DEFAULT_REGION": "us-east-1", **environment}
+
+
+class Process:
+    """`python consumer.py` as a process; what it logs is in `log()`."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self._output = folder / "consumer.log"
+        with self._output.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "consumer.py"], cwd=ROOT, env=clean({"METRICS_PORT": "0", **environment}),
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            )  # fmt: skip
+
+    def log(self) -> str:
+        return self._output.read_text()
+
+    def terminate(self, within: float = 10) -> int:
+        """SIGTERM; gives the exit code."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(within)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it runs {within} s after SIGTERM") from None
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
