@@ -22,7 +22,7 @@ def store_server(tmp_path_factory):
     """One store for the whole session: use a database name of your own."""
     if url := os.environ.get("TEST_MONGODB_URL"):
         server = NamedServer(url)
-        used.add(f"store: TEST_MONGODB_URL, which says it is {server.version}")
+        used.add(f"store: TEST_MONGODB_URL, version {server.version}")
     else:
         server = StoreServer(tmp_path_factory.mktemp("store"))
         used.add("store: SecantusDB")

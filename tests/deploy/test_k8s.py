@@ -207,19 +207,19 @@ def test_pods_reach_what_they_need_and_nothing_else():
 def test_prometheus_reaches_what_asks_to_be_scraped():
     policies = [each["spec"] for each in named("NetworkPolicy").values()]
     for name, workload in WORKLOADS.items():
-        asked = workload["spec"]["template"]["metadata"].get("annotations", {}).get("prometheus.io/port")
+        scraped = workload["spec"]["template"]["metadata"].get("annotations", {}).get("prometheus.io/port")
         rules = [
             rule for each in policies if selects(each["podSelector"], labels(name)) for rule in each.get("ingress", [])
         ]
         opened = {port["port"] for rule in rules if "namespaceSelector" in rule["from"][0] for port in rule["ports"]}
-        assert opened == ({int(asked)} if asked else set())
+        assert opened == ({int(scraped)} if scraped else set())
         assert opened <= {port["containerPort"] for port in container(name)["ports"]}
 
 
 def test_the_smallest_whole_asks_for_one_cpu_at_most():
     scaled = {name: each["spec"]["minReplicas"] for name, each in named("HorizontalPodAutoscaler").items()}
-    asked = {name: container(name)["resources"]["requests"]["cpu"].removesuffix("m") for name in WORKLOADS}
-    assert sum(int(cpu) * scaled.get(name, 1) for name, cpu in asked.items()) <= 1000
+    requests = {name: container(name)["resources"]["requests"]["cpu"].removesuffix("m") for name in WORKLOADS}
+    assert sum(int(cpu) * scaled.get(name, 1) for name, cpu in requests.items()) <= 1000
 
 
 # --- every workload behaves
@@ -238,8 +238,8 @@ def test_a_pod_is_restricted_and_probed_and_may_always_be_drained(name):
     assert set(only["resources"]["requests"]) == {"cpu", "memory"} and set(only["resources"]["limits"]) == {"memory"}
     ports = {port["name"] for port in only["ports"]}
     for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
-        asked = only[kind].get("httpGet") or only[kind].get("tcpSocket") or {}
-        assert asked.get("port") in ports or only[kind]["exec"]["command"]
+        request = only[kind].get("httpGet") or only[kind].get("tcpSocket") or {}
+        assert request.get("port") in ports or only[kind]["exec"]["command"]
     assert only["livenessProbe"].get("httpGet", {"path": "/healthz"})["path"] == "/healthz", "never a dependency"
     budget = named("PodDisruptionBudget")[name]["spec"]
     assert selects(budget.pop("selector"), labels(name))

@@ -63,8 +63,8 @@ def test_a_query_uses_metrics_and_labels_that_exist(query):
 @pytest.mark.parametrize("name", RULES)
 def test_an_alert_asks_for_outcomes_and_routes_that_the_program_knows(name):
     source = "".join((ROOT / file).read_text() for file in ("consumer.py", "core/outbox.py", "core/telemetry.py"))
-    asked = re.findall(r'(?:outcome|route) ?[!=]~?"([^"]*)"', RULES[name]["expr"])
-    assert {value for values in asked for value in values.split("|") if f'"{value}"' not in source} == set()
+    named = re.findall(r'(?:outcome|route) ?[!=]~?"([^"]*)"', RULES[name]["expr"])
+    assert {value for values in named for value in values.split("|") if f'"{value}"' not in source} == set()
 
 
 def test_the_tests_of_the_rules_feed_metrics_that_exist_and_try_every_alert():
@@ -108,8 +108,8 @@ def test_every_command_is_one_that_the_consumer_takes():
 
 def test_every_setting_that_is_named_exists():
     named = set(re.findall(r"`([A-Z][A-Z_]{3,})`|\b([A-Z]+_[A-Z_]+)=|\$([A-Z][A-Z_]+)", TEXT))
-    words = {word for group in named for word in group if word} - NOT_SETTINGS
-    assert {"API_KEYS", "RETRY_DELAYS", "MONGODB_URL"} <= words <= set(VARIABLES)
+    variables = {variable for group in named for variable in group if variable} - NOT_SETTINGS
+    assert {"API_KEYS", "RETRY_DELAYS", "MONGODB_URL"} <= variables <= set(VARIABLES)
 
 
 def test_every_test_that_is_named_exists():
@@ -242,4 +242,4 @@ def test_a_restored_store_under_a_newer_broker_ends_its_orders_and_repeats_no_ef
     desk.pump()
     assert desk.status(early) == "processed" and desk.orders.get(late) is None
     assert desk.stock.get("A1")["available"] == 8  # of what was sold since, nobody knows
-    assert len(desk.functions.calls) > 4 and effects(desk) == before  # asked for again, under the same tokens
+    assert len(desk.functions.calls) > 4 and effects(desk) == before  # requested again, under the same tokens

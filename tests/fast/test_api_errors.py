@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.batcher import Busy, StoreAway
-from tests.support.api import ADDRESS, ORDER, Shop
+from tests.support.api import ORDER, Shop
+from tests.support.samples import ADDRESS
 
 NOWHERE = f"/orders/{uuid.uuid4()}"
 
@@ -451,7 +452,7 @@ def test_a_surprise_outside_the_checks_is_500_too(shop, monkeypatch, caplog):
 
 
 def test_of_several_faults_the_first_in_the_order_is_told(shop, monkeypatch):
-    """Each step puts right what the step before told; what is left is told next."""
+    """Each step puts right what the step before named; what is left comes next."""
     path, long = "/stock/-", b"{" + b" " * 70000
     steps = [
         (404, shop.nobody, "PUT", "/stock/-/x", long, {"content_type": "text/plain"}),
@@ -496,7 +497,7 @@ def test_the_order_of_the_checks_on_an_order_that_is_there(shop, monkeypatch):
     assert shop.client("POST", f"{path}/cancel").status == 404, "404 beats 409"
     assert shop.rival("POST", f"{path}/cancel").status == 409
     break_it(shop, monkeypatch, "orders.get", StoreAway())
-    assert shop.client("GET", "/orders/nonsense").status == 404, "what cannot be an id is not asked for"
+    assert shop.client("GET", "/orders/nonsense").status == 404, "what cannot be an id is not looked up"
     assert shop.client("GET", f"{path}?x=1").status == 400, "400 beats 503"
 
 

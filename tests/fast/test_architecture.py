@@ -77,8 +77,8 @@ def functions(module: ast.Module) -> dict[str, int]:
     for node in ast.walk(module):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             text = docstring(node)
-            told = text.end_lineno - text.lineno + 1 if text else 0
-            found[f"{node.name}:{node.lineno}"] = node.end_lineno - node.lineno + 1 - told
+            own = text.end_lineno - text.lineno + 1 if text else 0
+            found[f"{node.name}:{node.lineno}"] = node.end_lineno - node.lineno + 1 - own
     return found
 
 
@@ -125,7 +125,7 @@ SAMPLE = textwrap.dedent('''\
 
 def test_lines_of_code_are_counted_without_blanks_comments_and_docstrings():
     assert lines_of_code(SAMPLE) == 12
-    assert lines_of_code('"""Only said."""\n\n# noted\n') == 0
+    assert lines_of_code('"""Only a docstring."""\n\n# and a comment\n') == 0
 
 
 def test_the_lines_of_a_function_are_counted_without_decorators_and_docstring():

@@ -41,23 +41,34 @@ class Collection:
 
     def bulk_write(self, operations, ordered):
         assert not ordered
-        self.bulks.append([operation._doc["_id"] for operation in operations])
+        documents = inserted(operations)
+        self.bulks.append(list(documents))
         self.entered.set()
         assert self.hold.wait(10)
-        if any(isinstance(operation._doc.get("x"), set) for operation in operations):
+        if any(isinstance(document.get("x"), set) for document in documents.values()):
             raise InvalidDocument("cannot encode a set")
         error = self.plan.pop(0) if self.plan else None
         if error:
             raise error
-        self.documents |= {operation._doc["_id"]: operation._doc for operation in operations}
+        self.documents |= documents
 
     def find(self, where):
         self.finds.append(where["_id"]["$in"])
         return [self.documents[id] for id in where["_id"]["$in"] if id in self.documents]
 
 
+def inserted(operations) -> dict[str, dict]:
+    """{id: document} of pymongo's InsertOne, which shows its document nowhere else."""
+    return {operation._doc["_id"]: operation._doc for operation in operations}
+
+
 def insert(id: str, **fields) -> Write:
     return Write(None, {"_id": id, **fields})
+
+
+def wait_until_gathered(group: Batcher, count: int) -> None:
+    """Wait until that many calls wait for the next bulk; who waits shows nowhere else."""
+    wait_for(lambda: len(group._waiting) == count, 5)
 
 
 def nothing() -> None:
@@ -81,7 +92,7 @@ def while_one_is_on_its_way(collection, group, crowd, calls):
     first = crowd.submit(group.do, [insert("first")])
     assert collection.entered.wait(5)
     futures = [crowd.submit(call) for call in calls]
-    wait_for(lambda: len(group._waiting) == len(calls), 5)
+    wait_until_gathered(group, len(calls))
     collection.hold.set()
     first.result(5)
     return futures
@@ -206,7 +217,7 @@ def test_a_lost_read_repeats_the_write_before_it():
 
 
 def test_a_write_that_was_acknowledged_is_never_answered_with_the_error_of_the_read_behind_it():
-    """Whoever is told of an error other than StoreAway may undo what it did; the write is there."""
+    """Whoever gets an error other than StoreAway may undo what it did; the write is there."""
     collection = Collection()
 
     def refused(where):
@@ -229,9 +240,18 @@ class Away(Collection):
 
     def bulk_write(self, operations, ordered):
         if not self.back:
-            self.bulks.append([operation._doc["_id"] for operation in operations])
+            self.bulks.append(list(inserted(operations)))
             raise AutoReconnect("away")
         super().bulk_write(operations, ordered)
+
+
+def refusal(group: Batcher, id: str) -> str:
+    """Why a write was not done: nobody answers, or another finds out already whether the store is back."""
+    try:
+        group.do([insert(id)], seconds=0.1)
+    except StoreAway as error:
+        return str(error)
+    return ""
 
 
 def test_every_waiter_has_its_deadline_and_is_not_written_for_after_it():
@@ -241,9 +261,9 @@ def test_every_waiter_has_its_deadline_and_is_not_written_for_after_it():
     with pytest.raises(StoreAway, match="no answer"):
         group.do([insert("early")], seconds=0.1)
     assert 0.1 <= time.monotonic() - started < 0.5
-    wait_for(lambda: not group._trying, 5)
+    wait_for(lambda: "no answer" in refusal(group, "late"), 5, "it gave the early one up, and tries the next")
     collection.back = True
-    group.do([insert("late")])
+    wait_for(lambda: refusal(group, "late") == "", 5, "it is written")
     assert "early" not in collection.documents and collection.bulks[-1] == ["late"]
 
 
@@ -262,7 +282,7 @@ def test_a_deadline_is_each_waiters_own(crowd):
     futures = [crowd.submit(group.do, [insert("first")], (), 3)]
     assert collection.entered.wait(5)
     futures += [crowd.submit(group.do, [insert("short")], (), 0.2), crowd.submit(group.do, [insert("long")], (), 3)]
-    wait_for(lambda: len(group._waiting) == 2, 5)
+    wait_until_gathered(group, 2)
     collection.hold.set()
     assert isinstance(futures[1].exception(1), StoreAway)
     collection.back = True
@@ -302,7 +322,7 @@ def test_beyond_the_bound_the_answer_is_busy_and_nothing_was_done(crowd):
     group = Batcher(collection, nothing, bound=3)
 
     def one_more():
-        wait_for(lambda: len(group._waiting) == 3, 5)
+        wait_until_gathered(group, 3)
         with pytest.raises(Busy):
             group.do([insert("too many")])
         group.offer(insert("offered too many"))
@@ -326,10 +346,11 @@ def test_a_dead_batching_thread_is_a_log_line_and_never_a_hang(caplog):
     def die() -> None:
         raise SystemExit("dead")
 
+    threads = set(threading.enumerate())
     group = Batcher(Collection(), die)
     with pytest.raises(StoreAway):
         group.do([insert("the one it died of")], seconds=0.2)
-    wait_for(lambda: not group._thread.is_alive(), 5)
+    wait_for(lambda: set(threading.enumerate()) <= threads, 5, "its thread is over")
     started = time.monotonic()
     with pytest.raises(StoreAway, match="dead"):
         group.do([insert("later")])

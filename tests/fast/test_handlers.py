@@ -1,11 +1,10 @@
-"""The three handlers, each by itself: given an event and fakes, what follows and what was asked for."""
+"""The three handlers, each by itself: given an event and fakes, what follows and which functions are called."""
 
 import pytest
 
 from handlers import email, inventory, shipping
 from tests.fakes import ORDER, event, services
-
-LABEL = {"carrier": "post", "trackingNumber": "T-1"}
+from tests.support.samples import LABEL
 
 # --- inventory
 
@@ -64,14 +63,14 @@ def test_shipping_voids_the_label_of_an_order_that_ends_badly(type):
 
 @pytest.mark.parametrize("type", ["order_confirmed", "order_failed", "order_cancelled"])
 def test_email_sends_one_mail_with_the_event_id_as_token(type):
-    told, given = event(type), services()
-    assert getattr(email, type)(told, given) is None
+    sent, given = event(type), services()
+    assert getattr(email, type)(sent, given) is None
     [(function, mail)] = given.calls
-    assert (function, mail["token"], mail["to"], mail["template"]) == ("send_email", told.id, ORDER["email"], type)
+    assert (function, mail["token"], mail["to"], mail["template"]) == ("send_email", sent.id, ORDER["email"], type)
 
 
 def test_an_order_without_an_address_gets_no_mail():
-    told, given = event("order_failed"), services()
-    del told.order["email"]
-    email.order_failed(told, given)
+    sent, given = event("order_failed"), services()
+    del sent.order["email"]
+    email.order_failed(sent, given)
     assert given.calls == []

@@ -9,7 +9,8 @@ from jsonschema import Draft202012Validator
 
 from core.settings import ROOT
 from core.store import StoreAway
-from tests.support.api import ADDRESS, ORDER, Client, Shop
+from tests.support.api import ORDER, Client, Shop
+from tests.support.samples import ADDRESS
 
 SPEC = json.loads((ROOT / "openapi.json").read_text())
 METHODS = ("get", "put", "post", "delete", "patch", "head", "options")
@@ -43,7 +44,9 @@ def documented(method, path, status):
     for known, item in SPEC["paths"].items():
         if re.fullmatch(re.sub("{[^}]*}", "[^/]+", re.escape(known).replace(r"\{", "{").replace(r"\}", "}")), path):
             operation = item.get(method.lower()) or (item.get("get") if method == "HEAD" else None)
-            one = operation or next(item[each] for each in METHODS if each in item)  # a 405 is told by any of them
+            one = operation or next(
+                item[each] for each in METHODS if each in item
+            )  # a 405 is documented by any of them
             return resolved(one["responses"].get(str(status))) if operation or status == 405 else None
     return None
 
@@ -117,11 +120,11 @@ def answers():
 
 def test_every_answer_is_documented_with_its_shape(answers):
     for method, path, answer in answers:
-        said = documented(method, path, answer.status)
-        assert said, f"{method} {path} {answer.status} is not in openapi.json"
+        known = documented(method, path, answer.status)
+        assert known, f"{method} {path} {answer.status} is not in openapi.json"
         kind = answer.headers.get("content-type", "").partition(";")[0]
-        if answer.body and kind.endswith("json") and said.get("content"):
-            schema = {**said["content"][kind].get("schema", {}), "components": SPEC["components"]}
+        if answer.body and kind.endswith("json") and known.get("content"):
+            schema = {**known["content"][kind].get("schema", {}), "components": SPEC["components"]}
             faults = [
                 f"{error.json_path}: {error.message}" for error in Draft202012Validator(schema).iter_errors(answer.json)
             ]
@@ -153,5 +156,5 @@ def test_no_answer_that_any_test_here_got_is_undocumented(answers):
 
 
 def test_the_examples_in_the_spec_are_true_to_the_code():
-    said = Shop().client("POST", "/orders", {"items": [{"sku": "A1", "quantity": 0, "price": 1}]}).json
-    assert said == SPEC["components"]["responses"]["Unprocessable"]["content"]["application/problem+json"]["example"]
+    problem = Shop().client("POST", "/orders", {"items": [{"sku": "A1", "quantity": 0, "price": 1}]}).json
+    assert problem == SPEC["components"]["responses"]["Unprocessable"]["content"]["application/problem+json"]["example"]

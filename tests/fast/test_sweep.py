@@ -257,7 +257,7 @@ def test_the_attempt_is_ruled_out_before_its_note_is_reverted(shop, monkeypatch)
     seen = []
     end = shop.stock.end_note
     monkeypatch.setattr(
-        shop.stock, "end_note", lambda *note: (seen.append(shop.orders.get(document["_id"])["void"]), end(*note))
+        shop.stock, "end_note", lambda *move: (seen.append(shop.orders.get(document["_id"])["void"]), end(*move))
     )
     after(shop, 61)
     assert seen == [["a1"]]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+from tests.support.consumer import run_command
 from tools.chaos.system import ROOT, wait_for
 
 
@@ -110,8 +111,7 @@ def test_a_parked_step_is_tried_again_by_a_restart(embedded, tmp_path):
 
 
 def test_consumer_py_refuses_to_run_beside_an_embedded_store(embedded):
-    environment = {"MONGODB_URL": "embedded", "AMQP_URL": "amqp://localhost"}
-    ended = subprocess.run([sys.executable, "consumer.py"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    ended = run_command(MONGODB_URL="embedded", AMQP_URL="amqp://localhost")
     assert ended.returncode == 2
     assert "start that" in ended.stderr and len(ended.stderr.splitlines()) == 1
 

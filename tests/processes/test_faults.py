@@ -1,6 +1,6 @@
 """Things die, freeze and vanish at the worst moment; afterwards every order ends and nothing is doubled.
 
-FAULT_SECONDS says how long outages last: short here, as long as you like for a soak.
+FAULT_SECONDS is how long outages last: short here, as long as you like for a soak.
 """
 
 import os
@@ -86,7 +86,7 @@ def test_deleting_every_queue_loses_nothing(system, rabbit):
     running.kill("consumer")
     running.post_many(100, clients=16)
     delete_queues(rabbit)
-    # The messages are gone; what tells is in the orders. Age them, instead of waiting a minute for the sweep.
+    # The messages are gone; what is unfinished stands in the orders. Age them: the sweep would wait a minute.
     with running.database() as database:
         long_ago = {"due": now() - timedelta(seconds=1), "touched": now() - timedelta(seconds=70)}
         database.orders.update_many({"due": {"$exists": True}}, {"$set": long_ago})
@@ -130,7 +130,7 @@ def test_sigterm_under_load_answers_everything_accepted_and_exits_0(system):
     running.start("consumer")
     running.wait_ready()
     running.wait_until_final(60)
-    # A drain answers all it took: there is no order that nobody was told of.
+    # A drain answers all it took: there is no order without a response.
     accepted = {result.id for result in results if result.status == 201}
     assert accepted <= {order["id"] for order in running.orders()} and len(running.orders()) == len(accepted)
     running.wait_until_whole(STOCK)

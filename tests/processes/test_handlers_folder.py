@@ -2,10 +2,10 @@
 
 import shutil
 import subprocess
-import sys
 
 import pytest
 
+from tests.support.consumer import run_command
 from tests.support.servers import delete_queues
 from tools.chaos.system import ROOT, wait_for
 
@@ -46,8 +46,8 @@ def test_a_step_that_keeps_failing_is_parked_and_redriven_after_the_fix(system, 
     assert [(line.get("failed", line.get("parked")), line["try"], line["error"]) for line in lines] == [
         ("inventory_reserved", 1, "OSError"), ("inventory_reserved", 2, "OSError"), ("inventory_reserved", 3, "OSError")
     ]  # fmt: skip
-    said = wait_for(lambda: order["id"] in (out := _command(running, "dead", "shipping").stdout) and out)
-    assert "OSError" in said and "tries=3" in said
+    listed = wait_for(lambda: order["id"] in (out := _command(running, "dead", "shipping").stdout) and out)
+    assert "OSError" in listed and "tries=3" in listed
 
     shutil.copy(ROOT / "handlers/shipping.py", folder)
     running.stop("consumer")
@@ -61,8 +61,7 @@ def test_a_step_that_keeps_failing_is_parked_and_redriven_after_the_fix(system, 
 
 def test_a_misspelt_event_name_stops_the_start_with_one_line(system, folder):
     (folder / "points.py").write_text(POINTS.replace("order_confirmed", "order_comfirmed"))
-    command = [sys.executable, "consumer.py", "check"]
-    ended = subprocess.run(command, cwd=ROOT, env={"HANDLERS_DIR": str(folder)}, capture_output=True, text=True)
+    ended = run_command("check", HANDLERS_DIR=str(folder))
     assert ended.returncode == 2
     assert len(ended.stderr.splitlines()) == 1
     assert "points.py: order_comfirmed is no event type: did you mean order_confirmed?" in ended.stderr
@@ -76,6 +75,5 @@ def _done(running, order_id: str, handler: str) -> bool:
     return any(line["by"] == handler and "done" in line for line in _order(running, order_id)["timeline"])
 
 
-def _command(running, *words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "consumer.py", *words]
-    return subprocess.run(command, cwd=ROOT, env=running.environment, capture_output=True, text=True)
+def _command(running, *args: str) -> subprocess.CompletedProcess:
+    return run_command(*args, **running.environment)

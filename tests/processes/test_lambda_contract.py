@@ -105,8 +105,8 @@ def alike(payload: dict) -> dict:
 def test_every_call_comes_to_what_it_must(play, function, runtime):
     answers, left = play(function, runtime)
     for (event, expected), (failed, payload) in zip(STORIES[function], answers, strict=True):
-        told = {name: payload[name] for name in ("errorType", "errorMessage")} if failed else payload
-        assert (failed, told) == ("errorType" in expected, expected), event
+        result = {name: payload[name] for name in ("errorType", "errorMessage")} if failed else payload
+        assert (failed, result) == ("errorType" in expected, expected), event
     assert list(left) == LEFT[function]
 
 

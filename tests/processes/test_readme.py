@@ -85,10 +85,10 @@ def test_the_catalogue_is_what_the_folder_and_the_schemas_say():
     handlers = discover(ROOT / "handlers")
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\w, ]+) \| ([\w, ]+) \| (.*)\|$", README, re.MULTILINE)
     assert {row[0] for row in rows} == set(event_schemas())
-    for type, status, _, takers, data in rows:
+    for type, status, _, subscribers, data in rows:
         required = event_schemas()[type].schema["properties"]["data"]["required"]
         assert status == STATUS.get(type, "pending")
-        assert takers.split(", ") == [name for name in handlers if type in handlers[name]]
+        assert subscribers.split(", ") == [name for name in handlers if type in handlers[name]]
         assert set(re.findall(r"`(\w+)`", data)) == set(required) - {"order"}
 
 

@@ -3,14 +3,12 @@
 import json
 from datetime import timedelta
 
-import pika
 import pytest
 
 from core.bus import dead_queue, main_queue
 from core.events import now
-from core.publisher import parameters
 from tests.support.next_release import Beside, make_next_release
-from tests.support.servers import STANDARD, delete_queues
+from tests.support.servers import STANDARD, delete_queues, length
 from tools.chaos.system import System, wait_for
 
 STOCK = {"A1": 100_000}
@@ -47,21 +45,21 @@ def test_a_roll_and_a_roll_back_under_load_lose_double_and_park_nothing(old, new
     wait_for(lambda: with_points(new) == of_old | of_new, 30, "points for orders of the roll, and no others", every=0.5)
     have_the_sweep_look_again(new)
     everything = early | of_old | of_new
-    wait_for(lambda: with_points(new) == counted(new) == everything, 30, "nothing is owed any more", every=0.5)
+    wait_for(lambda: with_points(new) == counted(new) == everything, 30, "no step is unfinished", every=0.5)
 
     of_new_again, of_old_again = roll(leaving=new, staying=old)
     old.wait_until_whole(STOCK)
     # The handler that today's release has not: its events wait in its queue, and nobody else is troubled.
     without = {order["id"] for order in old.orders()} - with_points(old)
     assert len(without) >= ENOUGH
-    wait_for(lambda: messages(rabbit, main_queue("points")) >= len(without), what="an event waits for each")
+    wait_for(lambda: length(rabbit, main_queue("points")) >= len(without), what="an event waits for each")
 
     start(new)
     assert old.stop("consumer") == 0
     everything |= of_old_again | of_new_again
     wait_for(lambda: with_points(new) == everything, 30, "points for all", every=0.5)
     have_the_sweep_look_again(new)
-    wait_for(lambda: counted(new) == everything, 30, "nothing is owed any more", every=0.5)
+    wait_for(lambda: counted(new) == everything, 30, "no step is unfinished", every=0.5)
     new.wait_until_whole(STOCK)
     orders = {order["id"]: order for order in new.orders()}
     assert set(orders) == everything  # nothing was stored that was not answered with 201
@@ -71,7 +69,7 @@ def test_a_roll_and_a_roll_back_under_load_lose_double_and_park_nothing(old, new
     # One try may fail for a reason of the moment; what a release cannot read fails for every event.
     failed = [line for line in lines_of_all if "failed" in line]
     assert len(failed) <= 1, failed
-    assert [messages(rabbit, dead_queue(name)) for name in (*STANDARD, "points")] == [0, 0, 0, 0]
+    assert [length(rabbit, dead_queue(name)) for name in (*STANDARD, "points")] == [0, 0, 0, 0]
     seen = [(line["release"], line["service"]) for line in lines(new) if line["message"] == "confirmed"]
     assert set(seen) == {("", "standard"), ("next", "express")}  # what is new is used, what is missing is defaulted
 
@@ -130,7 +128,7 @@ def crossed(one: System, other: System) -> list[int]:
 
 
 def handled(release: System) -> list[str]:
-    """The ids of events whose step was done, as its log says."""
+    """The ids of events whose step was done, as its log shows."""
     return [
         line["event"] for line in lines(release) if line["logger"] == "consumer" and line["message"][-5:] == " done"
     ]
@@ -156,24 +154,19 @@ def counted(release: System) -> set[str]:
     return {line["order"] for line in lines(release) if line["message"] == "sold"}
 
 
-def messages(url: str, queue: str) -> int:
-    connection = pika.BlockingConnection(parameters(url))
-    try:
-        return connection.channel().queue_declare(queue, passive=True).method.message_count
-    finally:
-        connection.close()
-
-
 def let_the_sweep_close_all(release: System) -> None:
     with release.database() as database:
         database.orders.update_many({}, {"$set": {"due": now()}})
         wait_for(
-            lambda: not database.orders.count_documents({"due": {"$exists": True}}), 30, "nothing is owed", every=0.2
+            lambda: not database.orders.count_documents({"due": {"$exists": True}}),
+            30,
+            "no step is unfinished",
+            every=0.2,
         )
 
 
 def have_the_sweep_look_again(release: System) -> None:
-    """At every order, closed or not. What it owes goes out again when it was left alone for a minute, so age it."""
+    """At every order, closed or not. Unfinished steps are sent again once it was left alone for a minute, so age it."""
     with release.database() as database:
         database.leases.delete_many({})  # that of the consumer that ended; it would run out in 10 s
         older = {"due": now(), "touched": now() - timedelta(minutes=2)}

@@ -56,8 +56,8 @@ class Server:
             with closing(self.connect()) as connection:
                 return self.post(body, connection, **headers)
         connection.request("POST", "/orders", body if isinstance(body, bytes) else json.dumps(body), HEADERS | headers)
-        answer = connection.getresponse()
-        return answer.status, answer.headers, answer.read()
+        response = connection.getresponse()
+        return response.status, response.headers, response.read()
 
     def raw(self, data, seconds=5):
         """Send bytes, give everything that comes back until the other side hangs up or falls silent."""
@@ -150,13 +150,13 @@ def test_a_body_is_measured_however_it_is_sent(server, size, expected, chunked):
         pieces = [body[n : n + size_of_chunk] for n in range(0, min(len(body), 900_000), size_of_chunk)]
         connection = server.connect()
         connection.request("POST", "/orders", iter(pieces), HEADERS, encode_chunked=True)
-        answer = connection.getresponse()
-        status, headers, said = answer.status, answer.headers, answer.read()
+        response = connection.getresponse()
+        status, headers, content = response.status, response.headers, response.read()
     else:
-        status, headers, said = server.post(body)
+        status, headers, content = server.post(body)
     assert status == expected
     if expected == 413:
-        assert headers["Content-Type"] == "application/problem+json" and json.loads(said)["status"] == 413
+        assert headers["Content-Type"] == "application/problem+json" and json.loads(content)["status"] == 413
 
 
 def head(**headers):
@@ -181,8 +181,8 @@ def test_headers_over_32_kib_are_refused(server):
              b"GET / HTTP/1.1\r\nA\r\n\r\n", b"\x00\x01\x02\r\n\r\n", b"GET /%00 HTTP/1.1\r\nConnection: close\r\n\r\n"]
 )  # fmt: skip
 def test_malformed_http_is_refused_without_html_or_traceback(server, data):
-    answer = server.raw(data)
-    assert answer.split()[1] in (b"400", b"404", b"501") and b"<" not in answer and b"Traceback" not in answer
+    response = server.raw(data)
+    assert response.split()[1] in (b"400", b"404", b"501") and b"<" not in response and b"Traceback" not in response
     assert server.post()[0] == 201, "and it lives on"
 
 
@@ -284,7 +284,7 @@ def test_the_end_is_not_waited_for_longer_than_the_bound():
 
 
 def test_clients_that_never_pause_lose_no_order():
-    """Keep-alive clients that send without a break: each answer they got is an order, and the end is not held up."""
+    """Keep-alive clients that send without a break: each response they got is an order, and the end is not held up."""
     with serving() as server:
         made, doubtful = [], []
 
@@ -296,7 +296,7 @@ def test_clients_that_never_pause_lose_no_order():
                 except (OSError, http.client.HTTPException) as error:
                     doubtful.append(error)
                     return
-                if connection.sock is None:  # told to close
+                if connection.sock is None:  # the server wants it closed
                     try:
                         connection.connect()
                     except OSError:
@@ -314,7 +314,7 @@ def test_clients_that_never_pause_lose_no_order():
         assert set(made) == {201}
         stored = int(output.split()[1])
         assert len(made) <= stored <= len(made) + len(doubtful)
-        assert not [error for error in doubtful if stored > len(made)], "nothing was stored without an answer"
+        assert not [error for error in doubtful if stored > len(made)], "nothing was stored without an response"
 
 
 # --- how it starts

@@ -25,19 +25,18 @@ def available(stock):
 
 
 @pytest.fixture
-def notes(database):
-    def all_notes():
-        return {note["id"] for document in database["stock"].find() for note in document.get("notes", [])}
-
-    return all_notes
+def pending(database):
+    """The ids of all pending moves."""
+    return lambda: {move["id"] for document in database["stock"].find() for move in document.get("notes", [])}
 
 
-def settled(stock, notes, note, moves):
-    stock.settle(note, moves)
-    wait_for(lambda: note not in notes(), 5)
+def commit(stock, pending, id, moves):
+    """Commit moves, and wait until it is done."""
+    stock.settle(id, moves)
+    wait_for(lambda: id not in pending(), 5)
 
 
-# --- what the API asks
+# --- what the API calls
 
 
 def test_stock_shows_the_units_free_to_sell_and_nothing_else(stock):
@@ -57,10 +56,10 @@ def test_filling_never_writes_over_what_is_there(stock, available):
     assert (available("A1"), available("D4")) == (6, 1)
 
 
-def test_setting_stock_leaves_what_is_held_in_doubt_alone(stock, available, notes):
+def test_setting_stock_leaves_what_is_held_in_doubt_alone(stock, available, pending):
     stock.take("n", "o", {"A1": 4})
     assert stock.put("A1", 100) == {"sku": "A1", "available": 100}
-    assert available() == 100 and notes() == {"n"}
+    assert available() == 100 and pending() == {"n"}
     stock.revert("n", {"A1": 4})
     assert available() == 104
 
@@ -82,8 +81,8 @@ def test_many_first_writes_of_a_sku_at_once_make_one(stock, database):
 def test_a_take_removes_the_units_at_once_and_leaves_a_note(stock, available, database):
     assert stock.take("n", "o", {"A1": 4, "B2": 3}) == {}
     assert (available("A1"), available("B2")) == (6, 0)
-    [note] = database["stock"].find_one({"_id": "A1"})["notes"]
-    assert note.items() >= {"id": "n", "order": "o", "settle": 0, "revert": 4}.items()
+    [move] = database["stock"].find_one({"_id": "A1"})["notes"]
+    assert move.items() >= {"id": "n", "order": "o", "settle": 0, "revert": 4}.items()
 
 
 def test_a_take_repeated_takes_once(stock, available):
@@ -116,56 +115,56 @@ def test_a_shortage_that_no_note_can_end_is_no_doubt(stock):
     assert stock.take("n", "o2", {"A1": 11}) == {"A1": "out_of_stock"}
 
 
-def test_units_that_are_settled_are_gone_for_good(stock, notes):
+def test_units_that_are_settled_are_gone_for_good(stock, pending):
     stock.take("other", "o1", {"A1": 8})
-    settled(stock, notes, "other", {"A1": 8})
+    commit(stock, pending, "other", {"A1": 8})
     assert stock.take("n", "o2", {"A1": 4}) == {"A1": "out_of_stock"}
 
 
-def test_of_a_hundred_takers_at_once_ten_get_the_ten_units(stock, available, notes):
+def test_of_a_hundred_takers_at_once_ten_get_the_ten_units(stock, available, pending):
     with ThreadPoolExecutor(50) as crowd:
         answers = list(crowd.map(lambda n: stock.take(f"n{n}", f"o{n}", {"A1": 1}), range(100)))
-    assert answers.count({}) == 10 and available() == 0 and len(notes()) == 10
+    assert answers.count({}) == 10 and available() == 0 and len(pending()) == 10
 
 
-# --- settling and reverting
+# --- committing and rolling back
 
 
-def test_settling_a_take_keeps_the_units_out_and_reverting_brings_them_back(stock, available, notes):
+def test_settling_a_take_keeps_the_units_out_and_reverting_brings_them_back(stock, available, pending):
     stock.take("kept", "o", {"A1": 4})
     stock.take("undone", "o", {"A1": 2})
-    settled(stock, notes, "kept", {"A1": 4})
+    commit(stock, pending, "kept", {"A1": 4})
     stock.revert("undone", {"A1": 2})
-    assert available() == 6 and notes() == set()
+    assert available() == 6 and pending() == set()
 
 
-def test_a_give_back_adds_nothing_until_it_is_settled(stock, available, notes):
+def test_a_give_back_adds_nothing_until_it_is_settled(stock, available, pending):
     stock.give("back", "o", {"A1": 4})
-    assert available() == 10 and notes() == {"back"}
-    settled(stock, notes, "back", {"A1": -4})
+    assert available() == 10 and pending() == {"back"}
+    commit(stock, pending, "back", {"A1": -4})
     assert available() == 14
 
 
-def test_reverting_a_give_back_adds_nothing(stock, available, notes):
+def test_reverting_a_give_back_adds_nothing(stock, available, pending):
     stock.give("back", "o", {"A1": 4})
     stock.revert("back", {"A1": -4})
-    assert available() == 10 and notes() == set()
+    assert available() == 10 and pending() == set()
 
 
-def test_a_give_back_repeated_gives_once(stock, available, notes, database):
+def test_a_give_back_repeated_gives_once(stock, available, pending, database):
     for _ in range(2):
         stock.give("back", "o", {"A1": 4})
     assert len(database["stock"].find_one({"_id": "A1"})["notes"]) == 1
-    settled(stock, notes, "back", {"A1": -4})
+    commit(stock, pending, "back", {"A1": -4})
     assert available() == 14
 
 
-def test_ending_a_note_again_changes_nothing(stock, available, notes):
+def test_ending_a_note_again_changes_nothing(stock, available, pending):
     stock.take("kept", "o", {"A1": 4})
-    settled(stock, notes, "kept", {"A1": 4})
+    commit(stock, pending, "kept", {"A1": 4})
     stock.take("undone", "o", {"A1": 2})
     stock.give("back", "o", {"B2": 5})
-    settled(stock, notes, "back", {"B2": -5})
+    commit(stock, pending, "back", {"B2": -5})
     for _ in range(2):
         stock.revert("undone", {"A1": 2})
         stock.revert("kept", {"A1": 4})
@@ -173,14 +172,14 @@ def test_ending_a_note_again_changes_nothing(stock, available, notes):
     assert (available("A1"), available("B2")) == (6, 8)
 
 
-def test_only_the_note_that_is_meant_ends(stock, notes):
+def test_only_the_note_that_is_meant_ends(stock, pending):
     stock.take("a", "o1", {"A1": 1})
     stock.take("b", "o2", {"A1": 1})
     stock.revert("a", {"A1": 1})
-    assert notes() == {"b"}
+    assert pending() == {"b"}
 
 
-# --- what the sweep asks
+# --- what the sweep calls
 
 
 def test_old_notes_are_those_made_before_a_moment(stock, database):
@@ -190,25 +189,25 @@ def test_old_notes_are_those_made_before_a_moment(stock, database):
     for sku in ("A1", "B2"):
         database["stock"].update_one({"_id": sku, "notes.id": "old"}, {"$set": {"notes.$.at": long_ago}})
     found = stock.old_notes(now() - timedelta(minutes=1), 10)
-    assert sorted((sku, note["id"], note["order"]) for sku, note in found) == [("A1", "old", "o1"), ("B2", "old", "o1")]
+    assert sorted((sku, move["id"], move["order"]) for sku, move in found) == [("A1", "old", "o1"), ("B2", "old", "o1")]
     assert len({sku for sku, _ in stock.old_notes(now() - timedelta(minutes=1), 1)}) == 1
 
 
-@pytest.mark.parametrize(("as_settled", "units"), [(True, 6), (False, 10)])
-def test_a_note_of_a_take_ends_either_way_once(stock, available, database, notes, as_settled, units):
+@pytest.mark.parametrize(("as_committed", "units"), [(True, 6), (False, 10)])
+def test_a_note_of_a_take_ends_either_way_once(stock, available, database, pending, as_committed, units):
     stock.take("n", "o", {"A1": 4})
-    [note] = database["stock"].find_one({"_id": "A1"})["notes"]
+    [move] = database["stock"].find_one({"_id": "A1"})["notes"]
     for _ in range(2):
-        stock.end_note("A1", note, as_settled)
-    assert available() == units and notes() == set()
+        stock.end_note("A1", move, as_committed)
+    assert available() == units and pending() == set()
 
 
-@pytest.mark.parametrize(("as_settled", "units"), [(True, 14), (False, 10)])
-def test_a_note_of_a_give_back_ends_either_way_once(stock, available, database, as_settled, units):
+@pytest.mark.parametrize(("as_committed", "units"), [(True, 14), (False, 10)])
+def test_a_note_of_a_give_back_ends_either_way_once(stock, available, database, as_committed, units):
     stock.give("n", "o", {"A1": 4})
-    [note] = database["stock"].find_one({"_id": "A1"})["notes"]
+    [move] = database["stock"].find_one({"_id": "A1"})["notes"]
     for _ in range(2):
-        stock.end_note("A1", note, as_settled)
+        stock.end_note("A1", move, as_committed)
     assert available() == units
 
 
@@ -225,35 +224,35 @@ def test_lines_of_one_sku_are_added_up(stock, available):
     assert moves.take([{"sku": "B2", "quantity": 2}, {"sku": "B2", "quantity": 2}]) == {"B2": "out_of_stock"}
 
 
-def test_a_line_that_is_short_takes_nothing_of_the_others(stock, available, notes):
+def test_a_line_that_is_short_takes_nothing_of_the_others(stock, available, pending):
     moves = StockMoves(stock, ORDER, "a", last_try=False)
     assert moves.take([{"sku": "A1", "quantity": 1}, {"sku": "C3", "quantity": 1}]) == {"C3": "out_of_stock"}
-    assert available() == 10 and notes() == set() and moves.moves() == []
+    assert available() == 10 and pending() == set() and moves.moves() == []
 
 
-def test_a_doubtful_shortage_is_tried_again_and_out_of_stock_at_the_last_try(stock, notes):
+def test_a_doubtful_shortage_is_tried_again_and_out_of_stock_at_the_last_try(stock, pending):
     stock.take("other", "o1", {"A1": 8})
     line = [{"sku": "A1", "quantity": 4}]
     with pytest.raises(TryAgain):
         StockMoves(stock, ORDER, "a", last_try=False).take(line)
     assert StockMoves(stock, ORDER, "b", last_try=True).take(line) == {"A1": "out_of_stock"}
-    assert notes() == {"other"}
+    assert pending() == {"other"}
 
 
-def test_moves_are_settled_or_reverted_together(stock, available, notes):
+def test_moves_are_settled_or_reverted_together(stock, available, pending):
     for end, units in (("revert", 10), ("settle", 7)):
         moves = StockMoves(stock, ORDER, end, last_try=False)
         moves.take([{"sku": "A1", "quantity": 1}])
         moves.take([{"sku": "A1", "quantity": 2}])
         getattr(moves, end)()
-        wait_for(lambda: notes() == set(), 5)
+        wait_for(lambda: pending() == set(), 5)
         assert available() == units
 
 
 HOLDING = {"_id": "o", "steps": [{"moves": [{"note": "n", "sku": "A1", "quantity": 4}]}]}
 
 
-def test_a_give_back_returns_what_recorded_steps_hold_and_nothing_if_nothing(stock, available, notes):
+def test_a_give_back_returns_what_recorded_steps_hold_and_nothing_if_nothing(stock, available, pending):
     moves = StockMoves(stock, HOLDING, "a", last_try=False)
     moves.give_back()
     assert [(move["sku"], move["quantity"]) for move in moves.moves()] == [("A1", -4)]
@@ -261,7 +260,7 @@ def test_a_give_back_returns_what_recorded_steps_hold_and_nothing_if_nothing(sto
     wait_for(lambda: available() == 14, 5)
     nothing = StockMoves(stock, ORDER, "b", last_try=False)
     nothing.give_back()
-    assert nothing.moves() == [] and notes() == set()
+    assert nothing.moves() == [] and pending() == set()
 
 
 def test_giving_back_twice_in_one_run_gives_back_once(stock, available):

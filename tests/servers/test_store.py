@@ -10,13 +10,12 @@ from bson.errors import InvalidDocument
 
 from core.events import Event, now
 from core.store import Conflict, KeyReused, Orders, StoreAway, holdings, owed, standing, step_name, view
-from tests.support.samples import an_attempt, an_order, answer, api_event, event_of, place
+from tests.support.samples import ADDRESS, LABEL, an_attempt, an_order, answer, api_event, event_of, place
 from tools.chaos.system import wait_for
 
 HELD = [{"note": "n", "sku": "A1", "quantity": 2}]
 BACK = [{"note": "m", "sku": "A1", "quantity": -2}]
-LABEL = {"carrier": "post", "trackingNumber": "T-1"}
-TAKERS = {
+SUBSCRIBERS = {
     "order_created": ["inventory"],
     "inventory_reserved": ["shipping"],
     "order_confirmed": ["email"],
@@ -88,13 +87,13 @@ def test_a_key_belongs_to_its_owner(orders):
 def test_forty_requests_with_one_key_at_once_make_one_order(orders, database):
     barrier = threading.Barrier(40)
 
-    def ask():
+    def request():
         order = an_order()
         barrier.wait(10)
         return orders.create(order, api_event("order_created", order["id"]), "k1", "as sent")
 
     with ThreadPoolExecutor(40) as crowd:
-        answers = [future.result(20) for future in [crowd.submit(ask) for _ in range(40)]]
+        answers = [future.result(20) for future in [crowd.submit(request) for _ in range(40)]]
     assert len({document["_id"] for document, _ in answers}) == 1
     assert [replayed for _, replayed in answers].count(False) == 1
     assert database["orders"].count_documents({}) == 1
@@ -344,26 +343,26 @@ def test_the_size_of_the_outbox_counts_events_of_all_orders_and_knows_the_oldest
     wait_for(lambda: orders.outbox_size() == (0, None), 5)
 
 
-# --- what is owed and held
+# --- what is unfinished and held
 
 
 def test_an_order_owes_the_events_of_its_status_to_whoever_takes_them(orders):
     document = place(orders)
     created = event_of(document)
-    assert owed(document, TAKERS) == [("inventory", document["events"][0])]
+    assert owed(document, SUBSCRIBERS) == [("inventory", document["events"][0])]
     document, _ = record(orders, created, "inventory", answer(created, "inventory", "inventory_reserved"))
-    assert owed(document, TAKERS) == [("shipping", document["events"][1])]
+    assert owed(document, SUBSCRIBERS) == [("shipping", document["events"][1])]
     document, _ = cancelled(orders, document["_id"])
-    assert owed(document, TAKERS) == [("inventory", document["events"][2]), ("email", document["events"][2])]
+    assert owed(document, SUBSCRIBERS) == [("inventory", document["events"][2]), ("email", document["events"][2])]
     for handler in ("inventory", "email"):
         document, _ = record(orders, event_of(document), handler)
-    assert owed(document, TAKERS) == []
+    assert owed(document, SUBSCRIBERS) == []
 
 
 def test_what_is_parked_is_not_owed(orders):
     document, event = reserved(orders)
     fail(orders, event, wait=None)
-    assert owed(orders.get(document["_id"]), TAKERS) == []
+    assert owed(orders.get(document["_id"]), SUBSCRIBERS) == []
 
 
 def test_what_nobody_takes_is_not_owed(orders):
@@ -492,7 +491,6 @@ def test_a_page_holds_only_what_matches(orders):
 # --- what is shown
 
 ALWAYS = {"id", "status", "customerId", "currency", "items", "total", "createdAt", "updatedAt"}
-ADDRESS = {"name": "Ada", "line1": "1 Main St", "city": "London", "postalCode": "N1", "country": "GB"}
 
 
 def test_an_order_shows_its_fields_and_nothing_of_the_inside(orders):

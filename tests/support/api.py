@@ -18,7 +18,6 @@ from orderproc import make_app
 
 KEYS = "shop:shop-key,rival:rival-key:client,auditor:read-key:read,boss:admin-key:admin"
 ORDER = {"customerId": "c-1", "items": [{"sku": "A1", "quantity": 2, "price": 19.99}]}
-ADDRESS = {"name": "Ann", "line1": "1 High St", "city": "Ulm", "postalCode": "89073", "country": "DE"}
 
 
 class Response:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from core.bus import Bus, Delivery, Message, Topology
 from tools.chaos.system import wait_for
 
-logging.getLogger("pika").setLevel(logging.CRITICAL)  # as the programs do; ours says the same in a line
+logging.getLogger("pika").setLevel(logging.CRITICAL)  # as the programs do; ours logs the same in a line
 
 
 class FakeBus:

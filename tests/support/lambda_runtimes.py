@@ -39,7 +39,7 @@ Call = Callable[[Any], Result]
 
 
 class RuntimeApi(ThreadingHTTPServer):
-    """What Lambda shows to the runtime inside a function: it asks for the next event and posts what came of it."""
+    """What Lambda shows to the runtime inside a function: it requests the next event and posts what came of it."""
 
     daemon_threads = True
 
@@ -91,7 +91,7 @@ class Talk(BaseHTTPRequestHandler):
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Nothing of ours but the data folder: no MAKEFLAGS, no PYTHONPATH, no SMTP_URL, and nothing that says AWS."""
+    """Nothing of ours but the data folder: no MAKEFLAGS, no PYTHONPATH, no SMTP_URL, and nothing of AWS."""
     return {"PATH": os.environ["PATH"], "DATA_DIR": str(folder / "data")}
 
 
@@ -136,7 +136,7 @@ def awslambdaric(function: str, folder: Path, without: str = "") -> Iterator[Cal
         (code / "lambdas" / without).unlink()
     with RuntimeApi() as api:
         threading.Thread(target=api.serve_forever, kwargs={"poll_interval": 0.01}).start()
-        # The version of Python says how it writes answers: as UTF-8, from 3.12 on.
+        # The version of Python decides how it writes results: as UTF-8, from 3.12 on.
         on_aws = {
             "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{api.server_port}",
             "AWS_EXECUTION_ENV": "AWS_Lambda_python3.13",

@@ -172,7 +172,7 @@ class BrokerNode:
             self._process = None
 
     def let_queues_settle(self) -> None:
-        """RabbitMQ 3.10 notes a new quorum queue on disk a moment late: one killed before it never comes back."""
+        """RabbitMQ 3.10 writes a new quorum queue to disk a moment late: one killed before it never comes back."""
         time.sleep(2)
 
     def freeze(self) -> None:
