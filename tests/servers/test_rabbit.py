@@ -19,7 +19,7 @@ from core.store import Orders, connect
 from tests.support.buses import Outcomes, Running, running
 from tests.support.consumer import Consumer, Process, run_command, write_handlers
 from tests.support.samples import place
-from tests.support.servers import BrokerNode, channel_to, delete_queues, installed, length, put, used
+from tests.support.servers import BrokerNode, Router, channel_to, delete_queues, installed, length, put, used
 from tools.chaos.system import free_port, wait_for
 
 TOPOLOGY = {"inventory": ["order_created"], "email": ["order_created", "order_confirmed"]}
@@ -214,11 +214,20 @@ def test_an_exchange_that_vanishes_is_declared_again_and_unconfirmed_events_are_
     flows(session, outcomes)
 
 
-def test_a_connection_that_is_cut_is_replaced(rabbit, bus, session, outcomes):
-    outcomes.publish_and_wait(created(1))
-    bus._publisher._on_loop(lambda: bus._publisher._connection._transport.abort())  # as a router would
-    wait_for(lambda: not bus.up)
-    flows(session, outcomes)
+def test_a_connection_that_is_cut_is_replaced(rabbit):
+    router = Router(rabbit)
+    bus = Rabbit(router.url, DELAYS)
+    with running(bus, TOPOLOGY) as session:
+        outcomes = Outcomes(bus)
+        outcomes.publish_and_wait(created(1))
+        router.cut(1)  # the publisher's
+        wait_for(lambda: not bus.up)
+        flows(session, outcomes)
+        router.cut(0)  # the consumer's
+        wait_for(lambda: router.connections == 4)
+        flows(session, outcomes)
+    bus.close()
+    router.close()
 
 
 # --- a broker that dies, freezes, comes late -------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""Servers for tests: a store and a RabbitMQ node of our own, to be stopped and frozen, and a look into any broker."""
+"""Servers for tests: a store and a RabbitMQ node of our own, to be stopped and frozen, a router to cut connections,
+and a look into any broker."""
 
 import os
 import shutil
@@ -6,9 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -115,6 +117,51 @@ def delete_queues(url: str, names=STANDARD, delays=("2", "15", "90", "0.1", "0.2
         for name in names:
             for queue in queues_of(name, delays):
                 channel.queue_delete(queue)
+
+
+class Router:
+    """Stands between us and the broker of a URL, and passes everything on until a connection is `cut`."""
+
+    def __init__(self, url: str) -> None:
+        there = urlsplit(url)
+        self._target, self._sides = (there.hostname, there.port or 5672), list[tuple[socket.socket, socket.socket]]()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        account, _, _ = there.netloc.rpartition("@")
+        self.url = there._replace(netloc=f"{account}@127.0.0.1:{self._listener.getsockname()[1]}").geturl()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                sides = self._listener.accept()[0], socket.create_connection(self._target)
+                self._sides.append(sides)
+                for one, other in (sides, sides[::-1]):
+                    threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+
+    def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
+        with suppress(OSError):  # cut
+            while data := one.recv(65536):
+                other.sendall(data)
+        _hang_up(one, other)
+
+    @property
+    def connections(self) -> int:
+        """How many there were so far."""
+        return len(self._sides)
+
+    def cut(self, number: int) -> None:
+        """End a connection as a router does that lost it: no goodbye. They are numbered as they were made."""
+        _hang_up(*self._sides[number])
+
+    def close(self) -> None:
+        _hang_up(self._listener, *sum(self._sides, ()))
+
+
+def _hang_up(*sockets: socket.socket) -> None:
+    for each in sockets:
+        with suppress(OSError):  # the other side was first
+            each.shutdown(socket.SHUT_RDWR)  # wakes whoever reads from it
+        each.close()
 
 
 def installed(name: str) -> str | None:
