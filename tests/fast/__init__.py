@@ -1,0 +1,1 @@
+"""Tests that need no server: this process, or short ones, is all of it."""

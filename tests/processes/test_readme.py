@@ -59,13 +59,13 @@ def running(tmp_path):
 
 # A person types slower than an order takes; the test waits for that.
 PENDING = "curl -s http://127.0.0.1:8080/orders?status=pending -H 'Authorization: Bearer demo-key'"
-SETTLED = f"for _ in {{1..200}}; do {PENDING} | grep -q '\"orders\": \\[\\]' && break; sleep 0.1; done"
+ENDED = f"for _ in {{1..200}}; do {PENDING} | grep -q '\"orders\": \\[\\]' && break; sleep 0.1; done"
 
 
 def test_every_command_answers_as_shown(running):
     script = ["shopt -s expand_aliases"]
     for command, _ in examples():
-        script += [command, "echo; echo ---next---", SETTLED]
+        script += [command, "echo; echo ---next---", ENDED]
     ran = subprocess.run(["bash", "-c", "\n".join(script)], cwd=running, capture_output=True, text=True, timeout=120)
     outputs = ran.stdout.split("---next---\n")[:-1]
     assert len(outputs) == len(examples()), ran.stderr

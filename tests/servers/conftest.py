@@ -1,4 +1,4 @@
-"""The stores that the store and stock suites run on."""
+"""The stores that the suites of store and stock run on."""
 
 import pytest
 
