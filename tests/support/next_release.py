@@ -33,7 +33,7 @@ EDITS = {  # file: what is there, what comes after it
         ('id = source = subject = time = orderstatus = traceparent = ""', '\n    release = "next"'),
         ('ATTRIBUTES = ("id", "source", "subject", "time", "orderstatus", "traceparent"', ', "release"'),
     ],
-    "core/store.py": [('"failureReason", "shipment",', ' "note",')],  # an order's field
+    "core/store.py": [('"failureReason", "shipment",', ' "greeting",')],  # an order's field
     "handlers/inventory.py": [("order_cancelled = order_failed", SOLD)],  # one more event for a handler
     "handlers/shipping.py": [('"trackingNumber": label["trackingNumber"]', ', "service": "express"')],  # an event's
 }
@@ -56,12 +56,12 @@ def make_next_release(folder: Path) -> Path:
 def _change_schemas(folder: Path) -> None:
     text = {"type": "string", "maxLength": 200, "description": "must be at most 200 characters"}
     order = json.loads((folder / "order.json").read_text())
-    order["properties"]["note"] = text
+    order["properties"]["greeting"] = text
     (folder / "order.json").write_text(json.dumps(order))
     schemas = {path: json.loads(path.read_text()) for path in (folder / "events").glob("*.json")}
     for path, schema in schemas.items():
         data = schema["properties"]["data"]["properties"]
-        schema["properties"]["release"] = data["order"]["properties"]["note"] = text
+        schema["properties"]["release"] = data["order"]["properties"]["greeting"] = text
         if path.stem == "order_confirmed":
             data["shipment"]["properties"]["service"] = text
             path.with_stem("points_awarded").write_text(json.dumps(_points_awarded(schema)))
@@ -87,4 +87,4 @@ class Beside(System):
         self.commands = {name: [sys.executable, str(program / script)] for name, script in scripts.items()}
 
     def order(self, n: int = 0, sku: str = "A1", quantity: int = 1) -> dict:
-        return super().order(n, sku, quantity) | {"note": "a present"}
+        return super().order(n, sku, quantity) | {"greeting": "a present"}
