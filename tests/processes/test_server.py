@@ -314,7 +314,7 @@ def test_clients_that_never_pause_lose_no_order():
         assert set(made) == {201}
         stored = int(output.split()[1])
         assert len(made) <= stored <= len(made) + len(doubtful)
-        assert not [error for error in doubtful if stored > len(made)], "nothing was stored without an response"
+        assert not [error for error in doubtful if stored > len(made)], "nothing was stored without a response"
 
 
 # --- how it starts
