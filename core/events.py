@@ -72,7 +72,14 @@ def follow_up(parent: Event, handler: str, position: int, answer: Event, status:
     A new event: a handler may return the same `Event` object for every order, and on several threads at once.
     """
     event_id = str(uuid.uuid5(uuid.UUID(parent.id), f"{handler}/{answer.type}/{position}"))
-    return _filled(Event(answer.type, **answer.data), event_id, f"/orderproc/handlers/{handler}", parent.subject, status, parent.traceparent)
+    return _filled(
+        Event(answer.type, **answer.data),
+        event_id,
+        f"/orderproc/handlers/{handler}",
+        parent.subject,
+        status,
+        parent.traceparent,
+    )
 
 
 def _filled(event: Event, id: str, source: str, subject: str, orderstatus: str, traceparent: str) -> Event:

@@ -24,7 +24,7 @@ def seconds(text: str) -> int:
     return int(text.removesuffix("s"))
 
 
-def test_every_variable_of_a_service_is_known_and_its_value_is_taken():
+def test_every_variable_of_a_service_is_known_and_valid():
     for name, service in OURS.items():
         unknown = set(service["environment"]) - set(VARIABLES) - FOREIGN
         assert not {each for each in unknown if not each.startswith("AWS_")}, name
@@ -36,7 +36,7 @@ def test_every_handler_is_run_by_one_service():
     assert sorted(run) == sorted(path.stem for path in ROOT.glob("handlers/[a-z]*.py"))
 
 
-def test_the_secrets_of_the_example_are_demo_secrets_and_fit_each_other():
+def test_the_example_secrets_are_demo_secrets_and_fit_each_other():
     assert all(DEMO in value for value in EXAMPLE.values())
     rabbit = SERVICES["rabbitmq"]["environment"]
     account = f"{rabbit['RABBITMQ_DEFAULT_USER']}:{rabbit['RABBITMQ_DEFAULT_PASS']}"
@@ -56,7 +56,7 @@ def test_docker_waits_longer_than_a_process_takes_to_end():
 
 
 @pytest.mark.parametrize("name", ["api", "consumer", "email", "functions"])
-def test_each_of_ours_can_write_only_where_it_must_and_may_do_nothing_else(name):
+def test_each_of_our_services_is_read_only_and_without_privileges(name):
     service = OURS[name]
     assert service["read_only"] and service["cap_drop"] == ["ALL"] and service["tmpfs"] == ["/tmp"]
     assert service["security_opt"] == ["no-new-privileges:true"] and service["deploy"]["resources"]["limits"]["memory"]
@@ -78,7 +78,7 @@ def test_the_image_is_given_all_that_runs_and_nothing_else():
     assert let_in <= known
 
 
-def test_the_images_last_user_is_a_number_and_its_commands_need_no_shell():
+def test_the_image_user_is_numeric_and_commands_need_no_shell():
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     assert [line for line in lines if line.startswith("USER")] == ["USER 10001:10001"]
     assert not [line for line in lines if re.match(r"\s*(CMD|ENTRYPOINT) [^\[]", line)]

@@ -86,7 +86,7 @@ def open_to(name: str, direction: str, other: str, port: int) -> bool:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_the_settings_of_each_process_are_accepted_and_none_is_misspelt(name):
+def test_the_settings_of_each_process_are_accepted_and_spelt_right(name):
     given = environment(name)
     settings = load(given, need=("MONGODB_URL", "AMQP_URL", *(["API_KEYS"] if name == "api" else [])))
     assert not settings.single_process
@@ -99,7 +99,7 @@ def test_the_key_in_the_walk_through_may_set_stock():
     assert load(environment("api")).api_keys[digest(secret)].role == "admin"
 
 
-def test_each_pod_is_given_the_secrets_it_needs_and_no_other():
+def test_each_pod_gets_the_secrets_it_needs_and_no_other():
     servers, aws = {"MONGODB_URL", "AMQP_URL"}, {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
     root = {"MONGO_INITDB_ROOT_USERNAME", "MONGO_INITDB_ROOT_PASSWORD", "MONGODB_USER", "MONGODB_PASSWORD"}
     assert {name: secrets(name) for name in WORKLOADS} == {
@@ -117,7 +117,7 @@ def test_every_handler_is_run_by_exactly_one_deployment():
     assert sorted(run) == sorted(consumer.discover(ROOT / "handlers"))
 
 
-def test_the_urls_name_services_and_the_users_that_the_servers_are_given():
+def test_the_urls_name_the_services_and_users_of_the_servers():
     mongodb, rabbitmq = urlsplit(SECRET["MONGODB_URL"]), urlsplit(SECRET["AMQP_URL"])
     for url, kind in ((mongodb, "mongodb"), (rabbitmq, "rabbitmq")):
         assert (unquote(url.username), unquote(url.password)) == (SECRET[f"{kind}-user"], SECRET[f"{kind}-password"])
@@ -135,7 +135,7 @@ def test_the_urls_name_services_and_the_users_that_the_servers_are_given():
     assert given["MONGODB_PASSWORD"] == SECRET["mongodb-password"]
 
 
-def test_every_secret_is_a_demo_value_that_the_processes_warn_of():
+def test_every_secret_is_a_demo_value_that_processes_warn_of():
     known = {key for key in SECRET if not key.endswith("-user")}
     assert {key for key in known if DEMO not in SECRET[key]} == {"mongodb-keyfile"}
     assert re.fullmatch("[A-Za-z0-9+/=]{6,1024}", SECRET["mongodb-keyfile"]), "mongod takes base64 letters only"
@@ -226,7 +226,7 @@ def test_the_smallest_whole_asks_for_one_cpu_at_most():
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_a_pod_is_restricted_and_probed_and_may_always_be_drained(name):
+def test_every_pod_is_restricted_and_probed_and_can_be_drained(name):
     spec, only = pod(name), container(name)
     assert (
         spec["securityContext"].items() >= {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}.items()
@@ -249,7 +249,7 @@ def test_a_pod_is_restricted_and_probed_and_may_always_be_drained(name):
 @pytest.mark.parametrize(
     ("name", "drain"), [("api", orderproc.DRAIN_SECONDS), *[(n, consumer.GRACE) for n in OURS[1:]]]
 )
-def test_a_pod_is_given_time_to_drain_and_replaced_before_it_goes(name, drain):
+def test_a_pod_gets_time_to_drain_and_is_replaced_beforehand(name, drain):
     pause = container(name).get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
     assert pod(name)["terminationGracePeriodSeconds"] >= pause + drain + 5
     assert WORKLOADS[name]["spec"]["strategy"] == {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
@@ -268,7 +268,7 @@ def test_the_local_lambda_runtime_is_one_and_never_two():
 # --- docs/scaling.md
 
 
-def test_the_scalers_of_the_documentation_watch_the_queues_of_what_they_scale():
+def test_the_documented_scalers_watch_the_queues_of_what_they_scale():
     scalers = {
         each["spec"]["scaleTargetRef"]["name"]: each["spec"] for each in SCALING if each["kind"] == "ScaledObject"
     }

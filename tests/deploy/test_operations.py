@@ -62,13 +62,13 @@ def test_a_query_uses_metrics_and_labels_that_exist(query):
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_an_alert_asks_for_outcomes_and_routes_that_the_program_knows(name):
+def test_an_alert_asks_only_for_outcomes_and_routes_that_exist(name):
     source = "".join((ROOT / file).read_text() for file in ("consumer.py", "core/outbox.py", "core/telemetry.py"))
     named = re.findall(r'(?:outcome|route) ?[!=]~?"([^"]*)"', RULES[name]["expr"])
     assert {value for values in named for value in values.split("|") if f'"{value}"' not in source} == set()
 
 
-def test_the_tests_of_the_rules_feed_metrics_that_exist_and_try_every_alert():
+def test_the_rule_tests_use_existing_metrics_and_try_every_alert():
     text = (DOCS / "prometheus-rules-test.yml").read_text()
     for name, labels in re.findall(r"'(orderproc_\w+)\{([^}]*)\}'", text):
         assert set(re.findall(r'(\w+)="', labels)) <= labels_of(name) | PROMETHEUS_ADDS
@@ -77,7 +77,7 @@ def test_the_tests_of_the_rules_feed_metrics_that_exist_and_try_every_alert():
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_an_alert_says_how_grave_it_is_and_where_its_runbook_is(name):
+def test_an_alert_says_its_severity_and_where_its_runbook_is(name):
     rule = RULES[name]
     assert re.fullmatch("([A-Z][a-z]+)+", name) and rule["for"]
     assert rule["labels"]["severity"] in ("critical", "warning")
@@ -85,7 +85,7 @@ def test_an_alert_says_how_grave_it_is_and_where_its_runbook_is(name):
     assert rule["annotations"]["runbook_url"] == f"docs/operations.md#{anchor(name)}"
 
 
-def test_every_alert_has_a_section_and_every_section_under_the_alerts_has_an_alert():
+def test_every_alert_has_a_section_and_every_section_an_alert():
     assert sorted(headings("###")) == sorted(RULES)
     assert set(RULES) <= set(re.findall(r"\[(\w+)\]\(#\w+\)", TEXT[: TEXT.index("## What to do")]))
 
@@ -169,7 +169,7 @@ def effects(desk: Desk) -> set[tuple[str, str]]:
     return {(function, payload["token"]) for function, payload in desk.functions.calls}
 
 
-def test_pruning_takes_old_orders_that_ended_and_leaves_the_open_the_parked_and_the_young(desk):
+def test_pruning_deletes_only_old_orders_that_ended_with_nothing_parked(desk):
     done, cancelled = publish(desk), publish(desk)
     desk.outbox.announce(desk.cancel(cancelled))
     desk.pump()
@@ -207,7 +207,7 @@ def test_pruning_knows_every_final_status():
     assert from_the_document("ended") == list(FINAL)
 
 
-def test_orders_whose_parked_messages_are_lost_are_sent_again_by_the_command_in_the_document(desk):
+def test_the_documented_command_resends_orders_whose_parked_messages_are_lost(desk):
     desk.functions.failing = "make_label"
     parked = publish(desk)
     desk.pump()
@@ -225,7 +225,7 @@ def test_orders_whose_parked_messages_are_lost_are_sent_again_by_the_command_in_
     assert "parked" not in view(desk.orders.get(parked))
 
 
-def test_a_restored_store_under_a_newer_broker_ends_its_orders_and_repeats_no_effect(desk):
+def test_a_restored_store_ends_its_orders_and_repeats_no_effect(desk):
     early = publish(desk)
     desk.pump(1)  # its stock is held, its label is unfinished
     backup = {name: copy.deepcopy(list(desk.database[name].find())) for name in ("orders", "stock")}

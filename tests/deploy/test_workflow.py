@@ -24,12 +24,12 @@ def test_each_python_and_each_pair_of_servers_is_tested_once():
 
 
 @pytest.mark.parametrize(("job", "variable"), LEAVING.items())
-def test_what_leaves_the_repository_does_so_for_a_tag_and_a_variable_only(job, variable):
+def test_what_leaves_the_repository_needs_a_tag_and_a_variable(job, variable):
     assert JOBS[job]["if"] == f"startsWith(github.ref, 'refs/tags/v') && vars.{variable} == 'true'"
     assert set(JOBS[job]["needs"]) in ({"push"}, {"lint", "test", "check-deploy"})
 
 
-def test_no_other_job_may_write_take_a_role_or_see_a_secret():
+def test_other_jobs_may_not_write_take_roles_or_see_secrets():
     for name in JOBS.keys() - LEAVING:
         assert JOBS[name]["permissions"] == {"contents": "read"}, name
         assert "environment" not in JOBS[name] and "secrets." not in str(JOBS[name]), name

@@ -64,7 +64,7 @@ def test_nothing_of_the_store_shows(shop):
     }
 
 
-def test_an_order_is_announced_with_the_trace_of_its_request(shop):
+def test_an_orders_event_carries_the_trace_of_its_request(shop):
     made = shop.client.create(traceparent=TRACE)
     [document] = shop.outbox.documents
     [envelope] = document["events"]
@@ -73,7 +73,7 @@ def test_an_order_is_announced_with_the_trace_of_its_request(shop):
     assert envelope["traceparent"] == TRACE
 
 
-def test_a_replay_announces_what_still_waits_because_the_first_answer_may_have_been_a_503(shop):
+def test_a_replay_publishes_events_that_still_wait_in_the_outbox(shop):
     shop.client.create(idempotency_key="k1")
     [envelope] = shop.outbox.documents[0]["events"]
     wait_for(lambda: not shop.database["orders"].find_one()["outbox"])
@@ -424,7 +424,7 @@ def test_the_api_is_ready_without_the_broker(shop):
     assert (answer.status, answer.json) == (200, {"ready": True, "store": "up", "broker": "down"})
 
 
-def test_the_api_is_not_ready_without_the_store_and_asks_it_once_a_second(shop, monkeypatch):
+def test_readyz_fails_without_the_store_and_asks_once_a_second(shop, monkeypatch):
     pings = []
     monkeypatch.setattr(shop.orders, "ping", lambda: bool(pings.append(1)))
     answers = [shop.nobody("GET", "/readyz") for _ in range(20)]

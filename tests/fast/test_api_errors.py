@@ -53,7 +53,7 @@ def test_an_unknown_path_is_404_whoever_asks(shop, method, path):
 
 
 @pytest.mark.parametrize("ending", ["%00", "%0A", "%FF", "%C3%28", "%1F", "%7F"])
-def test_a_path_that_only_looks_like_a_known_one_is_404(shop, ending):
+def test_a_path_that_only_resembles_a_known_one_is_404(shop, ending):
     made = shop.client.create()
     for path in (f"/orders/{made['id']}{ending}", f"/orders/{made['id']}/cancel{ending}", f"/orders{ending}"):
         assert shop.client("POST" if "cancel" in path else "GET", path).status == 404
@@ -259,7 +259,7 @@ def test_a_malformed_idempotency_key_is_400(shop, key):
 
 
 @pytest.mark.parametrize("form", ["{upper}", "{bare}", "{{{id}}}", "{short}", " {id}", "urn:uuid:{id}", "{id}.", "$ne"])
-def test_an_id_that_is_not_the_orders_own_spelling_is_404(shop, form):
+def test_an_order_id_in_another_spelling_is_404(shop, form):
     made = shop.client.create()["id"]
     other = form.format(id=made, upper=made.upper(), bare=made.replace("-", ""), short=made[:-1])
     path = f"/orders/{other}"
@@ -268,7 +268,7 @@ def test_an_id_that_is_not_the_orders_own_spelling_is_404(shop, form):
 
 
 @pytest.mark.parametrize("sku", ["A1", "-a", ".", "a b", "%C3%A4", "x" * 65, "a$b", "%D9%A1"])
-def test_a_sku_that_is_not_there_or_none_is_404_to_a_get(shop, sku):
+def test_a_missing_or_malformed_sku_is_404_to_a_get(shop, sku):
     assert shop.client("GET", f"/stock/{sku}").problem["type"] == "urn:orderproc:not-found"
 
 
@@ -325,7 +325,7 @@ def test_a_sku_that_is_none_is_422_to_a_put(shop, sku):
         (order(shippingAddress=None), ["/shippingAddress"]),
     ],
 )  # fmt: skip
-def test_a_body_that_breaks_a_rule_is_422_and_names_the_field(lasting_shop, body, pointers):
+def test_a_body_breaking_a_rule_is_422_naming_the_field(lasting_shop, body, pointers):
     answer = lasting_shop.client("POST", "/orders", json.dumps(body).encode())
     assert sorted(answer.pointers) == sorted(pointers), answer.body
     assert all(fault["message"] for fault in answer.json["errors"])
@@ -342,7 +342,7 @@ def test_enormous_numbers_cost_nothing(lasting_shop, number):
     assert len(answer.body) < 600
 
 
-def test_all_faults_are_told_at_once_those_of_the_schema_and_those_of_money(shop):
+def test_all_faults_of_schema_and_money_are_told_at_once(shop):
     lines = [
         {"sku": "A1", "quantity": 0, "price": 1},
         {"sku": "A1", "quantity": 1, "price": 0.001},
@@ -489,7 +489,7 @@ def test_the_order_of_the_checks_on_a_new_order(shop, monkeypatch):
     assert shop.client("POST", "/orders", {}, idempotency_key="used").status == 422, "422 beats 503"
 
 
-def test_the_order_of_the_checks_on_an_order_that_is_there(shop, monkeypatch):
+def test_the_order_of_the_checks_on_an_existing_order(shop, monkeypatch):
     path = f"/orders/{shop.rival.create()['id']}"
     shop.database["orders"].update_many({}, {"$set": {"status": "processed"}})
     assert shop.reader("POST", f"{path}/cancel?x=1").status == 403

@@ -128,7 +128,7 @@ def test_lines_of_code_are_counted_without_blanks_comments_and_docstrings():
     assert lines_of_code('"""Only a docstring."""\n\n# and a comment\n') == 0
 
 
-def test_the_lines_of_a_function_are_counted_without_decorators_and_docstring():
+def test_lines_of_a_function_are_counted_without_decorators_and_docstring():
     assert functions(ast.parse(SAMPLE)) == {"outer:9": 8, "inner:13": 4}
 
 

@@ -128,7 +128,7 @@ def test_a_bulk_has_a_largest_size(crowd):
     assert [len(bulk) for bulk in collection.bulks] == [1, 4, 4, 4, 2]
 
 
-def test_more_writes_than_a_bulk_takes_go_in_one_all_the_same():
+def test_one_call_with_too_many_writes_still_makes_one_bulk():
     collection = Collection()
     Batcher(collection, nothing, most=4).do([insert(str(n)) for n in range(9)])
     assert [len(bulk) for bulk in collection.bulks] == [9]
@@ -143,7 +143,7 @@ def test_a_read_alone_is_one_find_and_no_bulk():
 # --- errors
 
 
-def test_an_error_in_the_middle_of_a_bulk_answers_only_its_own_waiter(crowd):
+def test_an_error_inside_a_bulk_answers_only_its_own_waiter(crowd):
     collection = Collection(None, bulk_error((1, 11000), (3, 121)))
     group = Batcher(collection, nothing)
     calls = [lambda n=n: group.do([insert(str(n))]) for n in range(5)]
@@ -180,14 +180,14 @@ UNKNOWN = [
 
 
 @pytest.mark.parametrize("error", UNKNOWN, ids=lambda error: type(error).__name__)
-def test_an_unknown_outcome_is_no_answer_and_the_same_write_is_repeated_until_acknowledged(error):
+def test_an_unknown_outcome_repeats_the_write_until_it_is_acknowledged(error):
     collection = Collection(error, error, error)
     assert Batcher(collection, nothing).do([insert("a")], ["a"]) == {"a": {"_id": "a"}}
     assert collection.bulks == [["a"]] * 4
 
 
 @pytest.mark.parametrize("error", UNKNOWN, ids=lambda error: type(error).__name__)
-def test_what_is_to_be_done_once_is_not_sent_again_and_those_beside_it_are(error, crowd):
+def test_a_write_meant_once_is_not_resent_unlike_its_neighbours(error, crowd):
     collection = Collection(None, error, error)
     group = Batcher(collection, nothing)
     calls = [lambda n=n: group.do([insert(str(n))], [str(n)], once=n == 1) for n in range(3)]
@@ -216,7 +216,7 @@ def test_a_lost_read_repeats_the_write_before_it():
     assert collection.bulks == [["a"]] * 2
 
 
-def test_a_write_that_was_acknowledged_is_never_answered_with_the_error_of_the_read_behind_it():
+def test_an_acknowledged_write_is_never_answered_with_a_reads_error():
     """Whoever gets an error other than StoreAway may undo what it did; the write is there."""
     collection = Collection()
 
@@ -254,7 +254,7 @@ def refusal(group: Batcher, id: str) -> str:
     return ""
 
 
-def test_every_waiter_has_its_deadline_and_is_not_written_for_after_it():
+def test_a_waiter_past_its_deadline_is_answered_and_never_written():
     collection = Away()
     group = Batcher(collection, nothing)
     started = time.monotonic()
@@ -290,7 +290,7 @@ def test_a_deadline_is_each_waiters_own(crowd):
     assert "short" not in collection.documents
 
 
-def test_while_it_is_away_only_one_waits_and_the_others_are_refused_at_once(crowd):
+def test_while_away_one_waits_and_others_are_refused_at_once(crowd):
     collection = Away()
     group = Batcher(collection, nothing)
     one = crowd.submit(group.do, [insert("one")], (), 5)
@@ -305,7 +305,7 @@ def test_while_it_is_away_only_one_waits_and_the_others_are_refused_at_once(crow
     assert set(collection.documents) == {"one", "again"}
 
 
-def test_what_waited_when_it_went_away_is_written_when_it_is_back(crowd):
+def test_what_waited_while_the_store_was_away_is_written_afterwards(crowd):
     collection = Collection(AutoReconnect("away"), AutoReconnect("away"))
     group = Batcher(collection, nothing)
     calls = [lambda n=n: group.do([insert(str(n))]) for n in range(3)]
@@ -317,7 +317,7 @@ def test_what_waited_when_it_went_away_is_written_when_it_is_back(crowd):
 # --- bounds
 
 
-def test_beyond_the_bound_the_answer_is_busy_and_nothing_was_done(crowd):
+def test_beyond_the_bound_writes_are_answered_busy_and_not_done(crowd):
     collection = Collection()
     group = Batcher(collection, nothing, bound=3)
 
@@ -342,7 +342,7 @@ def test_beyond_the_bound_the_answer_is_busy_and_nothing_was_done(crowd):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_dead_batching_thread_is_a_log_line_and_never_a_hang(caplog):
+def test_a_dead_batching_thread_is_logged_and_callers_never_hang(caplog):
     def die() -> None:
         raise SystemExit("dead")
 
@@ -409,7 +409,7 @@ def test_preparing_is_repeated_while_the_store_is_away():
     assert Batcher(Collection(), prepare).do([insert("a")], ["a"]) == {"a": {"_id": "a"}}
 
 
-def test_what_went_wrong_in_preparing_is_told_to_each_and_tried_again():
+def test_a_failed_preparation_is_told_to_the_caller_and_repeated():
     failures = [OperationFailure("index options conflict")]
 
     def prepare() -> None:
@@ -426,7 +426,7 @@ def test_what_went_wrong_in_preparing_is_told_to_each_and_tried_again():
 # --- mongomock, which has no usable bulk
 
 
-def test_on_mongomock_the_same_writes_run_one_by_one_with_the_same_answers():
+def test_on_mongomock_writes_run_singly_with_the_same_answers():
     writes = [
         insert("a"),
         insert("a"),

@@ -56,7 +56,7 @@ def test_done_the_step_is_recorded_before_the_ack(outcomes):
     assert desk.bus.sent == []
 
 
-def test_done_the_answer_is_in_the_order_and_on_the_bus(outcomes):
+def test_done_the_answer_is_recorded_and_published(outcomes):
     desk = Desk(inventory=created(lambda event, services: Event("inventory_reserved")), email=created())
     id, body = desk.place()
     assert desk.handle("inventory", body) == "acked"
@@ -77,7 +77,7 @@ def test_already_a_second_delivery_does_not_run_the_handler_again(outcomes):
     assert len(ran) == 1 and desk.lines(id) == [{"done": "order_created"}]
 
 
-def test_already_of_two_deliveries_at_the_same_time_one_counts_and_stock_is_taken_once():
+def test_already_of_two_simultaneous_deliveries_one_counts_and_takes_stock():
     both = threading.Barrier(2)
 
     def take(event, services):
@@ -105,7 +105,7 @@ def test_lost_an_order_that_was_cancelled_before_runs_no_handler(outcomes):
     assert ran == [] and desk.lines(id) == []
 
 
-def test_lost_what_a_handler_took_for_an_order_cancelled_meanwhile_is_taken_back():
+def test_lost_takes_for_an_order_cancelled_meanwhile_are_rolled_back():
     def take(event, services):
         assert services.stock.take(event.order["items"]) == {}
         desk.cancel(event.subject)
@@ -119,7 +119,7 @@ def test_lost_what_a_handler_took_for_an_order_cancelled_meanwhile_is_taken_back
     assert desk.bus.sent == [], "only recorded events are published"
 
 
-def test_retried_a_copy_goes_to_the_retry_queue_with_the_tries_and_the_order_shows_it(outcomes):
+def test_retried_both_retry_queue_and_order_show_the_try(outcomes):
     desk = Desk(email=created(fails))
     id, body = desk.place()
     assert desk.handle("email", body) == "acked"
@@ -132,7 +132,7 @@ def test_retried_a_copy_goes_to_the_retry_queue_with_the_tries_and_the_order_sho
     assert document["due"] > document["updatedAt"], "the sweep leaves it alone until the next try"
 
 
-def test_retried_each_try_waits_in_the_queue_of_its_own_delay():
+def test_retried_each_try_waits_in_the_queue_of_its_delay():
     desk = Desk(email=created(fails), delays="1,5,20")
     _, body = desk.place()
     for tries in range(4):
@@ -145,7 +145,7 @@ def test_retried_each_try_waits_in_the_queue_of_its_own_delay():
     ]
 
 
-def test_parked_after_the_last_try_with_error_tries_and_time_and_the_order_shows_it(outcomes):
+def test_parked_after_the_last_try_message_and_order_say_why(outcomes):
     desk = Desk(email=created(fails))
     id, body = desk.place()
     assert desk.handle("email", body, tries=2) == "acked"
@@ -159,7 +159,7 @@ def test_parked_after_the_last_try_with_error_tries_and_time_and_the_order_shows
     assert owed(desk.orders.get(id), {"order_created": ["email"]}) == [], "the sweep does not send it again"
 
 
-def test_a_parked_step_that_is_done_later_is_parked_no_more():
+def test_a_parked_step_done_later_is_no_longer_parked():
     working = []
     desk = Desk(email=created(lambda event, services: None if working else fails(event, services)))
     id, body = desk.place()
@@ -182,7 +182,7 @@ def test_parked_at_once_is_what_is_no_event(body, outcomes):
     assert copy.headers["error"] and len(copy.headers["error"]) < 1000
 
 
-def test_parked_at_once_is_an_event_of_an_order_that_does_not_exist():
+def test_parked_at_once_is_an_event_of_a_missing_order():
     desk = Desk(email=created())
     id, body = desk.place()
     desk.database["orders"].delete_one({"_id": id})
@@ -190,7 +190,7 @@ def test_parked_at_once_is_an_event_of_an_order_that_does_not_exist():
     assert desk.bus.sent[0].headers["error"] == f"there is no order {id}"
 
 
-def test_lost_an_event_that_only_another_release_of_the_handler_takes_is_not_recorded_as_done(outcomes):
+def test_lost_an_event_for_another_release_stays_an_unfinished_step(outcomes):
     desk = Desk(email={"order_failed": fails})
     id, body = desk.place()
     assert desk.handle("email", body) == "acked"
@@ -202,7 +202,7 @@ def test_lost_an_event_that_only_another_release_of_the_handler_takes_is_not_rec
 
 
 @pytest.mark.parametrize("tries", [0, 2], ids=["a retry", "a parked message"])
-def test_a_message_is_acked_when_its_copy_is_confirmed_and_not_before(tries):
+def test_a_message_is_acked_only_once_its_copy_is_confirmed(tries):
     desk = Desk(FakeBus(outcome=None), email=created(fails))
     _, body = desk.place()
     ended = desk.give("email", body, tries)
@@ -212,7 +212,7 @@ def test_a_message_is_acked_when_its_copy_is_confirmed_and_not_before(tries):
     assert ended == ["acked"] and desk.bus.rebuilt == 0
 
 
-def test_a_message_whose_copy_found_no_queue_comes_again_after_a_new_declaration():
+def test_an_unroutable_copy_releases_its_message_and_declares_queues_anew():
     desk = Desk(FakeBus("returned"), email=created(fails))
     _, body = desk.place()
     assert desk.handle("email", body) == "released"
@@ -220,7 +220,7 @@ def test_a_message_whose_copy_found_no_queue_comes_again_after_a_new_declaration
 
 
 @pytest.mark.parametrize("outcome", ["nacked", "refused", "dropped"])
-def test_a_message_whose_copy_was_not_taken_is_kept_and_copied_again(outcome, monkeypatch):
+def test_a_message_whose_copy_failed_is_kept_and_copied_again(outcome, monkeypatch):
     monkeypatch.setattr("consumer.FORWARD_AGAIN", 0.01)
     desk = Desk(FakeBus(outcome), email=created(fails))
     _, body = desk.place()
@@ -232,7 +232,7 @@ def test_a_message_whose_copy_was_not_taken_is_kept_and_copied_again(outcome, mo
     assert desk.bus.rebuilt == 0
 
 
-def test_a_delivery_that_goes_wrong_unexpectedly_comes_again_and_others_go_on(monkeypatch):
+def test_a_delivery_failing_unexpectedly_is_released_and_others_go_on(monkeypatch):
     desk = Desk(email=created())
     first, second = desk.place()[1], desk.place()[1]
     monkeypatch.setattr("core.events.parse", lambda body: 1 / 0)
@@ -258,7 +258,7 @@ def away(times: int, then):
 
 
 @pytest.mark.parametrize("method", ["get", "record"])
-def test_while_the_store_is_away_the_message_is_kept_no_try_is_spent_and_it_goes_on_by_itself(method, monkeypatch):
+def test_without_the_store_messages_wait_and_no_try_is_spent(method, monkeypatch):
     desk = Desk(email=created())
     id, body = desk.place()
     call = away(2, getattr(desk.orders, method))
@@ -271,7 +271,7 @@ def test_while_the_store_is_away_the_message_is_kept_no_try_is_spent_and_it_goes
     assert desk.lines(id) == [{"done": "order_created"}]
 
 
-def test_a_failure_that_cannot_be_written_down_is_no_failure_yet(monkeypatch):
+def test_a_failure_that_cannot_be_recorded_does_not_count_yet(monkeypatch):
     desk = Desk(email=created(fails))
     id, body = desk.place()
     monkeypatch.setattr(desk.orders, "record_failure", away(1, desk.orders.record_failure))
@@ -280,7 +280,7 @@ def test_a_failure_that_cannot_be_written_down_is_no_failure_yet(monkeypatch):
     assert desk.lines(id) == [{"failed": "order_created", "try": 1, "error": "LookupError"}]
 
 
-def test_a_store_that_goes_away_inside_a_handler_is_no_failure_of_the_handler(monkeypatch):
+def test_a_store_going_away_inside_a_handler_costs_no_try(monkeypatch):
     desk = Desk(inventory=created(lambda event, services: services.stock.take(event.order["items"]) and None))
     id, body = desk.place()
     monkeypatch.setattr(desk.stock, "take", away(1, desk.stock.take))
@@ -289,7 +289,7 @@ def test_a_store_that_goes_away_inside_a_handler_is_no_failure_of_the_handler(mo
     wait_for(lambda: desk.available() == 8)
 
 
-def test_on_a_stop_a_message_that_waits_for_the_store_is_given_back(monkeypatch):
+def test_on_stop_a_message_waiting_for_the_store_is_released(monkeypatch):
     desk = Desk(email=created())
     _, body = desk.place()
     monkeypatch.setattr(desk.orders, "get", away(1000, None))
@@ -323,7 +323,7 @@ def test_on_a_stop_a_message_that_waits_for_the_store_is_given_back(monkeypatch)
         "no JSON", "NaN", "too large", "a text", "a number", "a list with a hole",
     ],
 )  # fmt: skip
-def test_an_answer_that_breaks_the_rules_counts_as_raising_and_what_was_taken_is_taken_back(answer, error):
+def test_a_bad_answer_counts_as_raising_and_rolls_back_moves(answer, error):
     def take(event, services):
         services.stock.take(event.order["items"])
         return answer()
@@ -370,7 +370,7 @@ def test_a_handler_may_yield_its_answers():
     assert desk.orders.get(id)["status"] == "processed" and view(desk.orders.get(id))["shipment"] == LABEL
 
 
-def test_the_ids_of_answers_are_derived_so_that_a_repeat_is_recognised():
+def test_derived_ids_of_answers_are_the_same_in_a_repeat():
     def answers(event, services):
         return [Event("inventory_reserved"), Event("inventory_reserved")]
 
@@ -393,7 +393,8 @@ PARENT = "2f1c8a54-7d53-4f57-9a3e-111111111111"
 
 def test_one_event_object_may_be_returned_for_every_order():
     shared = Event("inventory_reserved")
-    desk = Desk(inventory=created(lambda event, services: shared), email=created(lambda event, services: [shared] * 2))
+    returns = {"order_created": lambda event, services: shared}, {"order_created": lambda event, services: [shared] * 2}
+    desk = Desk(inventory=returns[0], email=returns[1])
     placed = [desk.place() for _ in range(200)]
     given = [desk.give(name, body) for _, body in placed for name in ("inventory", "email")]  # 400, 32 at a time
     wait_for(lambda: all(given), 60, "all 400 steps are done")
@@ -401,12 +402,12 @@ def test_one_event_object_may_be_returned_for_every_order():
         events = desk.orders.get(id)["events"]
         assert [event["subject"] for event in events] == [id] * 4
         assert len({event["id"] for event in events}) == 4
-    announced = [message.id for message in desk.bus.sent]
-    assert len(announced) == len(set(announced)) == 600
+    published = [message.id for message in desk.bus.sent]
+    assert len(published) == len(set(published)) == 600
     assert (shared.id, shared.subject, shared.data) == ("", "", {})
 
 
-def test_an_answer_that_no_handler_takes_is_sent_without_mandatory_and_leaves_the_outbox():
+def test_answers_without_subscribers_are_not_mandatory_and_leave_the_outbox():
     desk = Desk(inventory=created(lambda event, services: Event("inventory_reserved")))
     id, body = desk.place()
     desk.handle("inventory", body)
@@ -415,7 +416,7 @@ def test_an_answer_that_no_handler_takes_is_sent_without_mandatory_and_leaves_th
     wait_for(lambda: message.id not in desk.orders.get(id)["outbox"])
 
 
-def test_an_event_that_another_process_is_publishing_is_not_published_a_second_time():
+def test_an_event_that_another_process_publishes_is_not_published_twice():
     desk = Desk(inventory=created(lambda event, services: Event("inventory_reserved")), email=created())
     id = place(desk.orders)["_id"]  # and its event is in the outbox until the API's publisher has its confirm
     for name in ("inventory", "email"):
@@ -423,7 +424,7 @@ def test_an_event_that_another_process_is_publishing_is_not_published_a_second_t
     assert [message.type for message in desk.bus.sent] == ["inventory_reserved"]
 
 
-def test_an_answer_that_some_handler_takes_is_mandatory_and_stays_in_the_outbox_when_it_comes_back():
+def test_an_answer_with_subscribers_is_mandatory_and_kept_if_unroutable():
     reserve = created(lambda event, services: Event("inventory_reserved"))
     desk = Desk(FakeBus("returned"), inventory=reserve, shipping={"inventory_reserved": fails})
     id, body = desk.place()
@@ -432,7 +433,7 @@ def test_an_answer_that_some_handler_takes_is_mandatory_and_stays_in_the_outbox_
     assert message.mandatory and message.id in desk.orders.get(id)["outbox"]
 
 
-def test_an_attempt_that_the_sweep_ruled_out_is_taken_back_and_tried_again():
+def test_a_fenced_attempt_is_rolled_back_and_tried_again():
     def slow(event, services):
         assert services.stock.take(event.order["items"]) == {}
         if not fenced:  # the sweep thought this process dead
@@ -450,7 +451,7 @@ def test_an_attempt_that_the_sweep_ruled_out_is_taken_back_and_tried_again():
     wait_for(lambda: desk.available() == 8 and not desk.pending_moves())
 
 
-def test_what_an_order_holds_is_given_back_once_whoever_asks_and_however_often():
+def test_an_orders_holdings_are_given_back_once_however_often_asked():
     give_back = {"order_cancelled": lambda event, services: services.stock.give_back()}
     take = created(lambda event, services: services.stock.take(event.order["items"]) and None)
     desk = Desk(inventory=take | give_back, email=give_back)
@@ -495,7 +496,7 @@ def test_an_order_goes_from_created_to_processed_and_is_mailed(shop):
     wait_for(lambda: shop.orders.get(id)["outbox"] == [])
 
 
-def test_a_function_that_fails_twice_is_called_a_third_time_and_inventory_never_notices(shop):
+def test_a_function_failing_twice_is_called_again_without_inventory_noticing(shop):
     shop.functions.failures = 2
     id = place(shop.orders, shop.bus)["_id"]
     wait_for(lambda: shop.lines(id) == [{"done": "order_confirmed"}])

@@ -25,7 +25,7 @@ def refusal(folder, wanted=(), **handlers: str) -> str:
     return text
 
 
-def test_the_three_handlers_of_this_project_are_found_with_what_they_take():
+def test_the_three_handlers_are_found_with_the_events_they_take():
     assert {name: sorted(taken) for name, taken in discover(ROOT / "handlers").items()} == {
         "email": ["order_cancelled", "order_confirmed", "order_failed"],
         "inventory": ["order_cancelled", "order_created", "order_failed"],
@@ -72,13 +72,13 @@ def test_a_second_name_for_a_function_takes_a_second_event(folder):
     assert list(found["mail"]) == ["order_created", "order_failed"]
 
 
-def test_files_that_start_with_an_underscore_and_other_files_are_left_alone(folder):
+def test_files_with_a_leading_underscore_and_other_files_are_ignored(folder):
     write_handlers(folder, email=GOOD, _shared="this is no python", __init__="nor this")
     folder.joinpath("README.md").write_text("notes")
     assert list(discover(folder)) == ["email"]
 
 
-def test_importing_a_handler_leaves_no_module_behind_for_another_folder_to_find(folder, tmp_path):
+def test_importing_a_handler_leaves_no_module_for_another_folder(folder, tmp_path):
     first = discover(write_handlers(folder, email=GOOD))
     second = discover(write_handlers(tmp_path / "other", email="def order_failed(event, services): pass"))
     assert (list(first["email"]), list(second["email"])) == (["order_created"], ["order_failed"])
@@ -132,7 +132,7 @@ def test_a_coroutine_is_refused_because_nobody_would_await_it(folder):
         ("\n\nimport sys\nsys.exit(3)\n", 4, "SystemExit"),
     ],
 )
-def test_a_file_that_cannot_be_imported_names_the_line_in_that_file(folder, source, line, what):
+def test_a_failed_import_names_the_file_and_the_line(folder, source, line, what):
     text = refusal(folder, email=source)
     assert text.startswith(f"{folder / 'email.py'}: line {line}: ") and what in text
 
@@ -158,7 +158,7 @@ def test_a_file_name_that_cannot_name_a_queue_is_refused(folder):
 # --- check -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_map_has_a_line_for_each_event_a_handler_takes(folder):
+def test_the_map_has_a_line_per_handler_and_event(folder):
     lines = describe(discover(write_handlers(folder, email=GOOD + "def order_failed(event, services): pass")))
     assert [line.split() for line in lines] == [
         ["order_created", "->", "email", "->", "orders.email"],
@@ -173,7 +173,7 @@ def test_check_needs_no_settings_and_no_server():
     assert "inventory_reserved   -> shipping     -> orders.shipping" in ran.stdout
 
 
-def test_check_exits_with_2_and_one_line_where_a_handler_is_wrong(folder):
+def test_check_exits_with_2_and_one_line_for_wrong_handlers(folder):
     write_handlers(folder, email="def order_creatd(event, services): pass")
     ran = run_command("check", HANDLERS_DIR=str(folder))
     assert (ran.returncode, ran.stdout) == (2, "")

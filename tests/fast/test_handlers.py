@@ -15,14 +15,14 @@ def test_inventory_holds_the_stock_of_a_new_order():
     assert given.stock.units == {"A1": 3}
 
 
-def test_inventory_fails_an_order_that_is_out_of_stock_and_holds_nothing():
+def test_inventory_fails_an_order_without_stock_and_holds_nothing():
     given = services(stock={"A1": 1})
     answer = inventory.order_created(event("order_created"), given)
     assert (answer.type, answer.data) == ("order_failed", {"reason": "out_of_stock"})
     assert given.stock.units == {"A1": 1}
 
 
-def test_an_unknown_sku_comes_before_one_that_is_out_of_stock():
+def test_an_unknown_sku_is_told_before_one_out_of_stock():
     items = [{"sku": "A1", "quantity": 2, "price": 1}, {"sku": "Z9", "quantity": 1, "price": 1}]
     answer = inventory.order_created(event("order_created", {"items": items}), services(stock={"A1": 1}))
     assert answer.data == {"reason": "unknown_sku"}
@@ -38,7 +38,7 @@ def test_inventory_gives_back_what_an_order_holds(type):
 # --- shipping
 
 
-def test_shipping_has_a_label_made_with_the_order_id_as_token():
+def test_shipping_makes_a_label_with_the_order_id_as_token():
     given = services(answers={"make_label": {**LABEL, "url": "elsewhere"}})
     answer = shipping.inventory_reserved(event("inventory_reserved"), given)
     assert (answer.type, answer.data) == ("order_confirmed", {"shipment": LABEL})

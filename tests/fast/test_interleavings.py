@@ -45,7 +45,7 @@ def surprises():
 
 
 @pytest.mark.parametrize("part", range(ROUNDS))
-def test_no_unit_is_lost_or_sold_twice_whatever_happens_between_two_writes(simulation, part):
+def test_no_unit_is_lost_or_sold_twice_in_any_interleaving(simulation, part):
     logging.disable(logging.WARNING)
     try:
         for seed in range(part * SEEDS, (part + 1) * SEEDS):
@@ -84,7 +84,7 @@ def a_desk(units: int) -> Desk:
 
 
 @pytest.mark.parametrize("deliveries", [1, 2])
-def test_two_hundred_orders_at_once_for_fifty_units_sell_exactly_fifty(deliveries):
+def test_two_hundred_orders_at_once_sell_exactly_the_fifty_units(deliveries):
     desk = a_desk(units=50)
     assert sell(desk, 200, deliveries) == {"processed": 50, "failed": 150}
     assert desk.available() == 0

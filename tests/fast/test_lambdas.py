@@ -69,7 +69,7 @@ def at_once(count, work):
 # The mail
 
 
-def test_a_mail_lands_in_the_maildir_and_parses_back_with_both_parts(folder):
+def test_mail_lands_in_the_maildir_and_parses_with_both_parts(folder):
     shipment = {"carrier": "ACME Parcel", "trackingNumber": "4711"}
     assert send(shipment=shipment, shippingAddress=ADDRESS) == {"messageId": f"<{TOKEN}@orderproc>", "duplicate": False}
     [mail] = mails(folder)
@@ -152,19 +152,19 @@ def test_order_values_are_escaped_in_html_and_not_in_text(folder):
     ]
     + ["a@example.com\x00", "a@.example.com"],
 )
-def test_what_is_not_one_plain_address_is_refused_and_nothing_is_sent(folder, to):
+def test_mail_to_anything_but_one_plain_address_is_refused(folder, to):
     with pytest.raises(ValueError, match="to must be one plain mail address|label empty"):
         send(to=to)
     assert not (folder / "mail").exists()
 
 
-def test_an_address_with_letters_of_any_alphabet_in_its_domain_is_written_in_ascii(folder):
+def test_a_domain_in_any_alphabet_is_written_in_ascii(folder):
     send(to="ada@bücher.example")
     assert mails(folder)[0]["To"] == "ada@xn--bcher-kva.example"
 
 
 @pytest.mark.parametrize("bad", ["x\r\nBcc: b@example.com", "x\n", "../x", "", "x" * 65, "a b", "é"])
-def test_an_order_id_or_token_that_could_add_a_header_or_leave_the_folder_is_refused(folder, bad):
+def test_an_unsafe_order_id_or_token_is_refused_without_mail(folder, bad):
     with pytest.raises(ValueError, match="order id must be"):
         send(id=bad)
     with pytest.raises(ValueError, match="token must be"):
@@ -189,7 +189,7 @@ def test_twenty_sends_of_one_token_at_once_leave_one_mail(folder):
     assert len(mails(folder)) == 1
 
 
-def test_other_tokens_are_other_mails_even_if_one_begins_like_another(folder):
+def test_another_token_is_another_mail_even_with_the_same_beginning(folder):
     send(token="abc")
     (folder / "mail/new/abc.orderproc").rename(folder / "mail/cur/abc.orderproc:2,S")
     assert send(token="ab")["duplicate"] is False
@@ -271,7 +271,7 @@ def test_a_mail_goes_to_the_smtp_server_once(smtp, folder):
     assert not (folder / "mail").exists() and not smtp.logins
 
 
-def test_a_mail_of_any_script_needs_no_server_that_takes_eight_bits(smtp):
+def test_a_mail_of_any_script_needs_no_8_bit_server(smtp):
     send(shippingAddress={**ADDRESS, "name": "Zoë"})
     [(_, _, mail)] = smtp.taken
     assert mail.as_bytes().isascii() and "Zoë" in mail.get_body(("plain",)).get_content()
@@ -283,7 +283,7 @@ def test_name_and_password_in_the_smtp_url_are_percent_decoded(smtp, monkeypatch
     assert smtp.logins == ["\0shop@example.org\0p/w"]
 
 
-def test_a_mail_that_smtp_refused_is_not_marked_and_goes_out_on_the_next_try(smtp):
+def test_mail_that_smtp_refused_is_sent_on_the_next_try(smtp):
     smtp.refuse = "451 later"
     with pytest.raises(Exception, match="451"):
         send()
@@ -292,7 +292,7 @@ def test_a_mail_that_smtp_refused_is_not_marked_and_goes_out_on_the_next_try(smt
     assert len(smtp.taken) == 1
 
 
-def test_dying_between_smtp_and_the_mark_sends_again_under_the_same_message_id(smtp, monkeypatch):
+def test_dying_between_smtp_and_mark_resends_with_the_same_id(smtp, monkeypatch):
     with monkeypatch.context() as dying:
         dying.setattr(tokens, "put", lambda *_: (_ for _ in ()).throw(SystemExit))
         with pytest.raises(SystemExit):
@@ -319,7 +319,7 @@ def test_smtps_speaks_tls_from_the_start_and_checks_the_certificate(monkeypatch)
 # The label
 
 
-def test_a_label_has_the_address_the_order_and_the_tracking_number(folder):
+def test_a_label_has_the_address_order_and_tracking_number(folder):
     answer = label("make", shipTo=ADDRESS)
     assert answer["carrier"] == "ACME Parcel" and re.fullmatch(r"\d{18}", answer["trackingNumber"])
     assert [file.name for file in (folder / "labels").iterdir()] == [f"{ORDER_ID}.svg"]
@@ -357,7 +357,7 @@ def test_the_bars_read_back_as_code_39(folder, token):
     assert "".join(meaning[symbol] for symbol in symbols) == f"*{number}*"
 
 
-def test_the_tracking_number_belongs_to_the_token_and_its_check_digits_catch_a_wrong_or_swapped_digit():
+def test_tracking_numbers_belong_to_their_token_and_reveal_wrong_digits():
     number = make_label.tracking_number(ORDER_ID)
     assert number == make_label.tracking_number(ORDER_ID) != make_label.tracking_number(ORDER_ID + "0")
 
@@ -369,7 +369,7 @@ def test_the_tracking_number_belongs_to_the_token_and_its_check_digits_catch_a_w
     assert valid(number) and not any(map(valid, (wrong | swapped) - {number}))
 
 
-def test_eight_threads_making_the_same_label_get_one_answer_and_one_label(folder):
+def test_eight_threads_making_one_label_get_one_answer_and_label(folder):
     for round_ in range(20):
         answers = at_once(8, lambda _, token=f"order-{round_}": label("make", token=token))
         assert all(answer == answers[0] for answer in answers) and "trackingNumber" in answers[0]
@@ -391,14 +391,14 @@ def test_a_void_removes_the_label_and_refuses_the_next(folder):
         label("make")
 
 
-def test_a_void_that_comes_first_leaves_a_mark_and_the_label_is_refused(folder):
+def test_a_void_that_comes_first_marks_and_refuses_the_label(folder):
     assert label("void") == {"voided": True}
     with pytest.raises(make_label.LabelVoided):
         label("make")
     assert [file.name for file in (folder / "labels").iterdir()] == [f"{ORDER_ID}.void"]
 
 
-def test_a_void_between_the_first_look_and_the_writing_takes_the_label_back(folder, monkeypatch):
+def test_a_void_between_look_and_write_removes_the_new_label(folder, monkeypatch):
     write = tokens.put
 
     def late(key, text):
@@ -412,7 +412,7 @@ def test_a_void_between_the_first_look_and_the_writing_takes_the_label_back(fold
     assert [file.name for file in (folder / "labels").iterdir()] == [f"{ORDER_ID}.void"]
 
 
-def test_a_void_that_died_after_its_mark_is_finished_by_the_next_try(folder, monkeypatch):
+def test_the_next_void_finishes_one_that_died_after_marking(folder, monkeypatch):
     label("make")
     with monkeypatch.context() as dying:
         dying.setattr(tokens, "drop", lambda _: (_ for _ in ()).throw(SystemExit))
@@ -422,7 +422,7 @@ def test_a_void_that_died_after_its_mark_is_finished_by_the_next_try(folder, mon
     assert [file.name for file in (folder / "labels").iterdir()] == [f"{ORDER_ID}.void"]
 
 
-def test_however_makes_and_voids_race_no_label_is_left_once_voided(folder):
+def test_however_makes_and_voids_race_no_voided_label_is_left(folder):
     for round_ in range(150):
         actions = random.sample(["make", "make", "make", "void"], 4)
         token = f"order-{round_}"
@@ -445,7 +445,7 @@ def test_an_unknown_action_is_refused(folder):
     assert not list(folder.iterdir())
 
 
-def test_without_data_dir_the_folder_is_data_in_the_working_directory(folder, monkeypatch):
+def test_data_dir_defaults_to_data_in_the_working_directory(folder, monkeypatch):
     monkeypatch.delenv("DATA_DIR")
     monkeypatch.chdir(folder)
     label("make")
@@ -507,7 +507,7 @@ def test_on_aws_a_void_marks_then_removes(aws):
     assert label("void") == {"voided": True}
 
 
-def test_on_aws_a_void_seen_after_the_writing_takes_the_label_back(aws):
+def test_on_aws_a_void_seen_after_writing_removes_the_label(aws):
     looks(aws, MARK, found=False)
     writes(aws, LABEL)
     looks(aws, MARK, found=True)
@@ -516,13 +516,13 @@ def test_on_aws_a_void_seen_after_the_writing_takes_the_label_back(aws):
         label("make")
 
 
-def test_a_table_that_is_out_of_reach_is_an_error_and_no_answer(aws):
+def test_a_table_out_of_reach_raises_an_error(aws):
     aws["dynamodb"].add_client_error("get_item", "ProvisionedThroughputExceededException")
     with pytest.raises(Exception, match="ProvisionedThroughputExceeded"):
         label("make")
 
 
-def test_on_aws_a_mail_goes_out_by_ses_and_is_marked_after(aws, folder):
+def test_on_aws_a_mail_is_sent_by_ses_then_marked(aws, folder):
     looks(aws, SENT, found=False)
     aws["sesv2"].add_response("send_email", {"MessageId": "ses-1"}, {"Content": {"Raw": {"Data": ANY}}})
     writes(aws, SENT)
@@ -530,7 +530,7 @@ def test_on_aws_a_mail_goes_out_by_ses_and_is_marked_after(aws, folder):
     assert not list(folder.iterdir())
 
 
-def test_on_aws_a_mail_that_is_marked_is_not_sent_again(aws):
+def test_on_aws_a_marked_mail_is_not_sent_again(aws):
     looks(aws, SENT, found=True)
     assert send()["duplicate"] is True
 
@@ -542,7 +542,7 @@ def test_on_aws_a_mail_that_ses_refuses_is_not_marked(aws):
         send()
 
 
-def test_a_client_is_made_once_and_of_the_service_asked_for(monkeypatch):
+def test_a_client_is_made_once_and_for_the_right_service(monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     tokens.client.cache_clear()
     assert tokens.client("sesv2") is tokens.client("sesv2")

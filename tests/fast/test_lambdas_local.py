@@ -67,7 +67,7 @@ def test_a_mail_can_be_sent_through_it(client, folder):
     assert len(list((folder / "mail/new").iterdir())) == 1
 
 
-def test_a_function_that_raises_is_a_200_with_its_error_in_the_payload(client):
+def test_a_raising_function_is_200_with_its_error_as_payload(client):
     invoke(client, "make_label", {"action": "void", "token": "order-1"})
     answer = invoke(client, "make_label", make("order-1"))
     error = answer["Payload"]
@@ -76,7 +76,7 @@ def test_a_function_that_raises_is_a_200_with_its_error_in_the_payload(client):
     assert any("make_label.py" in line for line in error["stackTrace"])
 
 
-def test_an_answer_that_json_cannot_carry_is_an_error_of_the_function(client, monkeypatch):
+def test_an_answer_that_is_no_json_is_a_function_error(client, monkeypatch):
     monkeypatch.setitem(local.FUNCTIONS, "make_label", lambda event, context: {1, 2})
     answer = invoke(client, "make_label", {})
     assert answer["FunctionError"] == "Unhandled" and answer["Payload"]["errorType"] == "TypeError"
@@ -87,7 +87,7 @@ def test_an_unknown_function_is_the_exception_boto3_knows(client):
         invoke(client, "make_coffee", {})
 
 
-def test_a_payload_that_is_not_json_is_the_exception_boto3_knows(client):
+def test_a_non_json_payload_raises_the_exception_boto3_knows(client):
     with pytest.raises(client.exceptions.InvalidRequestContentException, match="Could not parse"):
         invoke(client, "make_label", b"{")
     with pytest.raises(ClientError):
@@ -107,7 +107,7 @@ def test_a_qualifier_beside_the_name_is_accepted(client):
     assert "FunctionError" not in invoke(client, "make_label", make("order-1"), Qualifier="prod")
 
 
-def test_an_event_is_accepted_at_once_and_run_in_the_background(client, monkeypatch):
+def test_an_event_is_accepted_at_once_and_run_in_background(client, monkeypatch):
     go, done = threading.Event(), threading.Event()
     monkeypatch.setitem(local.FUNCTIONS, "make_label", lambda event, context: go.wait(10) and done.set())
     assert invoke(client, "make_label", {}, InvocationType="Event")["StatusCode"] == 202

@@ -58,10 +58,10 @@ def test_whole_amounts_come_back_whole():
 
 
 @given(st.integers(0, LARGEST_TOTAL), st.sampled_from(["USD", "JPY", "KWD"]))
-def test_an_amount_of_up_to_15_digits_survives_the_way_through_json(minor, currency):
+def test_an_amount_of_up_to_15_digits_survives_json(minor, currency):
     there_and_back = json.loads(json.dumps(from_minor(minor, currency)), parse_float=Decimal)
     assert to_minor(there_and_back, currency) == minor
 
 
-def test_every_currency_has_a_code_of_three_letters_and_at_most_four_decimals():
+def test_every_currency_has_three_letters_and_at_most_four_decimals():
     assert all(code.isalpha() and len(code) == 3 and 0 <= decimals <= 4 for code, decimals in currencies().items())

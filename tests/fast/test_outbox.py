@@ -39,7 +39,7 @@ def counted(type: str, outcome: str) -> float:
     return REGISTRY.get_sample_value("orderproc_events_total", {"type": type, "outcome": outcome}) or 0
 
 
-def test_an_event_is_sent_with_its_id_and_type_and_its_order_inside_without_the_timeline(orders, bus, document):
+def test_a_sent_event_has_id_type_and_order_without_timeline(orders, bus, document):
     Outbox(orders, bus).announce(document)
     [message] = bus.sent
     assert (message.id, message.type, message.queue) == (document["events"][0]["id"], "order_created", "")
@@ -49,14 +49,14 @@ def test_an_event_is_sent_with_its_id_and_type_and_its_order_inside_without_the_
     assert "timeline" not in event.order and "outbox" not in event.order
 
 
-def test_a_confirmed_event_leaves_its_outbox_and_stays_among_the_orders_events(orders, bus, document):
+def test_a_confirmed_event_leaves_the_outbox_but_not_the_order(orders, bus, document):
     Outbox(orders, bus).announce(document)
     wait_for(lambda: left(orders, document) == [])
     assert [event["id"] for event in orders.get(document["_id"])["events"]] == document["outbox"]
 
 
 @pytest.mark.parametrize("outcome", ["returned", "nacked", "refused", "dropped"])
-def test_an_event_that_was_not_taken_stays_in_its_outbox_and_a_line_says_so(orders, bus, document, outcome, caplog):
+def test_an_unconfirmed_event_stays_in_the_outbox_and_is_logged(orders, bus, document, outcome, caplog):
     bus.outcome = outcome
     Outbox(orders, bus).announce(document)
     orders.ping()  # whatever was to be cleared is cleared now
@@ -67,7 +67,7 @@ def test_an_event_that_was_not_taken_stays_in_its_outbox_and_a_line_says_so(orde
     wait_for(lambda: left(orders, document) == [])
 
 
-def test_only_the_events_named_are_handed_over_and_only_while_they_wait(orders, bus, document):
+def test_only_the_named_events_that_still_wait_are_sent(orders, bus, document):
     created = event_of(document)
     cancelled = created_by_api("order_cancelled", document["_id"], created.traceparent)
     both = orders.cancel(document["_id"], cancelled)[0]
@@ -87,12 +87,12 @@ def test_nothing_leaves_before_the_bus_says_so(orders, bus, document):
     wait_for(lambda: left(orders, document) == [])
 
 
-def test_what_is_not_in_the_outbox_any_more_is_not_announced_again(orders, bus, document):
+def test_an_event_that_left_the_outbox_is_not_sent_again(orders, bus, document):
     Outbox(orders, bus).announce({**document, "outbox": []})
     assert bus.sent == []
 
 
-def test_two_events_are_sent_in_their_order_and_each_is_cleared_by_itself(orders, bus, document):
+def test_two_events_are_sent_in_order_and_cleared_separately(orders, bus, document):
     created = event_of(document)
     answers = [follow_up(created, "inventory", 0, Event("inventory_reserved"), "pending")]
     document = orders.record(created, step_name("inventory", created.id), "attempt", answers, [])
@@ -121,12 +121,12 @@ def test_only_an_event_that_no_handler_takes_may_go_nowhere(orders, bus, documen
     assert [message.mandatory for message in bus.sent] == [mandatory]
 
 
-def test_an_event_that_no_handler_takes_leaves_the_outbox_once_confirmed(orders, bus, document):
+def test_an_event_without_subscribers_leaves_the_outbox_once_confirmed(orders, bus, document):
     Outbox(orders, bus, taken=set()).announce(document)
     wait_for(lambda: left(orders, document) == [])
 
 
-def test_what_goes_to_one_queue_again_is_mandatory_there_and_clears_nothing(orders, bus, document):
+def test_a_resend_to_one_queue_is_mandatory_and_clears_nothing(orders, bus, document):
     Outbox(orders, bus, taken=set()).send(document, document["events"][0], "orders.email")
     [message] = bus.sent
     assert message.queue == "orders.email" and message.mandatory
@@ -146,7 +146,7 @@ def test_a_store_that_has_no_time_to_clear_troubles_nobody(orders, bus, document
     go_on.set()
 
 
-def test_what_is_published_confirmed_and_returned_is_counted(orders, bus, document):
+def test_what_is_published_confirmed_and_unroutable_is_counted(orders, bus, document):
     before = [counted("order_created", outcome) for outcome in ("published", "confirmed", "returned")]
     Outbox(orders, bus).announce(document)
     bus.outcome = "returned"
@@ -158,7 +158,7 @@ def test_what_is_published_confirmed_and_returned_is_counted(orders, bus, docume
 
 
 @pytest.mark.parametrize(("taken", "rebuilt"), [(None, 0), ({"order_created"}, 1)])
-def test_who_declares_queues_declares_them_anew_when_an_event_comes_back(orders, document, taken, rebuilt):
+def test_on_an_unroutable_event_whoever_declares_queues_redeclares_them(orders, document, taken, rebuilt):
     bus = FakeBus("returned")
     Outbox(orders, bus, taken).announce(document)
     assert bus.rebuilt == rebuilt

@@ -71,7 +71,7 @@ def test_an_empty_value_is_the_default():
     assert load({"PORT": "", "LOG_LEVEL": " "}).port == 8080
 
 
-def test_without_retry_delays_the_default_holds_but_an_empty_list_means_no_retries():
+def test_an_empty_retry_delays_list_means_no_retries():
     assert load({"RETRY_DELAYS": ""}).retry_delays == ()
 
 
@@ -96,14 +96,14 @@ def test_handlers_are_a_list_of_names():
         ("mongodb://mongo/shop", "amqps://rabbit", False),
     ],
 )
-def test_a_part_that_lives_in_the_process_makes_it_a_single_process(mongodb, amqp, single):
+def test_an_embedded_store_or_bus_makes_a_single_process(mongodb, amqp, single):
     assert load({"MONGODB_URL": mongodb, "AMQP_URL": amqp}).single_process is single
 
 
 # --- keys
 
 
-def test_a_key_has_a_name_a_secret_and_a_role_of_which_client_is_the_default():
+def test_a_key_has_name_and_secret_and_defaults_to_client():
     keys = load({"API_KEYS": "shop:s3cret, eyes:look:read ,"}).api_keys
     assert keys == {digest("s3cret"): ApiKey("shop", "client"), digest("look"): ApiKey("eyes", "read")}
 
@@ -125,7 +125,7 @@ def test_a_name_may_have_several_secrets_with_one_role():
         ("a:s3cret,b:s3cret", "repeats a secret"),
     ],
 )
-def test_a_bad_key_is_named_by_its_place_and_never_shown(keys, why):
+def test_a_bad_key_is_named_by_place_and_never_shown(keys, why):
     text = complaint(API_KEYS=keys)
     assert why in text and "s3cret" not in text and "ret:" not in text
 
@@ -134,14 +134,14 @@ def test_secrets_are_kept_as_digests_only():
     assert "demo-key" not in repr(load(GOOD))
 
 
-def test_every_variable_of_the_table_is_a_field_of_the_settings():
+def test_every_variable_in_the_table_is_a_settings_field():
     assert {name.lower() for name in VARIABLES} == set(vars(load({})))
 
 
 # --- demo secrets
 
 
-def test_a_demo_secret_is_warned_of_by_its_variable_and_never_shown(caplog):
+def test_a_warning_names_a_demo_secrets_variable_never_its_value(caplog):
     warn_of_demo_values(
         {"API_KEYS": "shop:change-me-1", "AMQP_URL": "amqp://u:change-me-2@h/", "MONGODB_URL": "mongodb://h"}
     )
@@ -153,7 +153,7 @@ def test_a_demo_secret_is_warned_of_by_its_variable_and_never_shown(caplog):
 
 
 @pytest.mark.parametrize("program", ["orderproc.py", "consumer.py"])
-def test_each_process_warns_at_its_start_while_a_demo_secret_is_in_use(program, tmp_path):
+def test_each_process_warns_at_start_of_demo_secrets_in_use(program, tmp_path):
     environment = {
         **GOOD,
         "API_KEYS": "shop:change-me",

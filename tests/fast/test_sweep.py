@@ -70,21 +70,21 @@ def is_open(shop, document) -> bool:
 # --- the outbox
 
 
-def test_what_waits_in_an_outbox_is_published_after_ten_seconds_untouched(shop):
+def test_a_waiting_outbox_event_is_published_after_ten_untouched_seconds(shop):
     document = place(shop.orders)
     assert after(shop, 9) == []
     assert after(shop, 1) == [("order_created", "")]
     wait_for(lambda: shop.orders.get(document["_id"])["outbox"] == [], 5)
 
 
-def test_what_comes_back_is_published_every_ten_seconds(shop):
+def test_an_unroutable_event_is_published_every_ten_seconds(shop):
     shop.bus.outcome = "returned"
     document = place(shop.orders)
     assert [after(shop, 10) for _ in range(3)] == [[("order_created", "")]] * 3
     assert shop.orders.get(document["_id"])["outbox"] == [document["events"][0]["id"]]
 
 
-def test_what_is_published_is_not_sent_to_its_takers_as_well(shop):
+def test_a_published_event_is_not_also_sent_to_its_subscribers(shop):
     shop.bus.outcome = "returned"
     place(shop.orders)
     assert after(shop, 3600) == [("order_created", "")]
@@ -93,7 +93,7 @@ def test_what_is_published_is_not_sent_to_its_takers_as_well(shop):
 # --- unfinished steps
 
 
-def test_what_is_owed_goes_to_the_queue_that_misses_it_after_sixty_seconds_and_then_ever_later(shop):
+def test_unfinished_steps_are_resent_after_sixty_seconds_and_ever_later(shop):
     published(shop, place(shop.orders))
     sent_after = [
         seconds for seconds in range(10, 7210, 10) if after(shop, 10) == [("order_created", "orders.inventory")]
@@ -136,7 +136,7 @@ def test_a_queue_that_is_long_gets_nothing_more(shop):
 
 
 @pytest.mark.parametrize("full", ["inventory", "shipping", "email"])
-def test_one_long_queue_keeps_nothing_from_the_others_and_has_them_get_nothing_twice(shop, full):
+def test_one_long_queue_holds_up_no_other_and_doubles_nothing(shop, full):
     document = published(shop, place(shop.orders))
     published(shop, shop.orders.cancel(document["_id"], api_event("order_cancelled", document["_id"]))[0])
     shop.bus.depths[f"orders.{full}"] = 5000
@@ -144,14 +144,14 @@ def test_one_long_queue_keeps_nothing_from_the_others_and_has_them_get_nothing_t
     assert [after(shop, 60), after(shop, 10), after(shop, 10)] == [others, [], []]
 
 
-def test_a_failed_try_counts_as_touched_until_its_next_one_is_due(shop):
+def test_a_failed_try_counts_as_touched_until_the_next_try(shop):
     created = event_of(published(shop, place(shop.orders)))
     shop.orders.record_failure(created, step_name("inventory", created.id), an_attempt(), 1, "TimeoutError", 90)
     assert after(shop, 149) == []
     assert after(shop, 1) == [("order_created", "orders.inventory")]
 
 
-def test_a_parked_step_is_not_sent_again_and_keeps_its_order_open(shop):
+def test_a_parked_step_keeps_its_order_open_without_being_resent(shop):
     document = published(shop, place(shop.orders))
     created = event_of(document)
     shop.orders.record_failure(created, step_name("inventory", created.id), an_attempt(), 4, "TimeoutError", None)
@@ -169,7 +169,7 @@ def test_what_was_sent_again_is_counted(shop):
 # --- closing
 
 
-def test_an_order_that_owes_nothing_is_closed(shop):
+def test_an_order_without_unfinished_steps_is_closed(shop):
     document = shipped(shop)
     record(shop, event_of(document), "email")
     assert after(shop, 10) == [] and not is_open(shop, document)
@@ -188,7 +188,7 @@ def test_an_order_that_something_happened_to_meanwhile_is_not_closed(shop, monke
     assert after(shop, 10) == [] and is_open(shop, document)
 
 
-def test_an_event_that_waits_in_an_outbox_keeps_its_order_open(shop):
+def test_an_event_waiting_in_an_outbox_keeps_its_order_open(shop):
     document = shipped(shop)
     shop.database["orders"].update_one({"_id": document["_id"]}, {"$set": {"outbox": [document["events"][0]["id"]]}})
     record_mail = event_of(document)
@@ -198,7 +198,7 @@ def test_an_event_that_waits_in_an_outbox_keeps_its_order_open(shop):
     assert is_open(shop, document)
 
 
-def test_a_pending_order_whose_event_nobody_missed_is_closed_and_opens_again(shop):
+def test_pending_orders_without_unfinished_steps_are_closed_and_can_reopen(shop):
     created = event_of(published(shop, place(shop.orders)))
     document = record(shop, created, "inventory")
     after(shop, 10)
@@ -216,7 +216,7 @@ def take(shop, document, attempt, units=4) -> list[dict]:
     return [{"note": f"{attempt}.0", "sku": "A1", "quantity": units}]
 
 
-def test_a_note_is_left_alone_for_sixty_seconds(shop):
+def test_a_pending_move_is_left_alone_for_sixty_seconds(shop):
     take(shop, place(shop.orders), "a1")
     after(shop, 59)
     assert len(shop.pending_moves()) == 1
@@ -224,7 +224,7 @@ def test_a_note_is_left_alone_for_sixty_seconds(shop):
     assert shop.pending_moves() == []
 
 
-def test_the_old_note_of_a_recorded_attempt_is_settled(shop):
+def test_the_old_pending_move_of_a_recorded_attempt_is_committed(shop):
     document = place(shop.orders)
     record(shop, event_of(document), "inventory", moves=take(shop, document, "a1"), attempt="a1")
     after(shop, 61)
@@ -232,7 +232,7 @@ def test_the_old_note_of_a_recorded_attempt_is_settled(shop):
     assert shop.orders.get(document["_id"])["void"] == []
 
 
-def test_the_old_note_of_a_recorded_give_back_is_settled(shop):
+def test_an_old_pending_give_back_that_was_recorded_is_committed(shop):
     document = place(shop.orders)
     shop.stock.give("a1.0", document["_id"], {"A1": 4})
     moves = [{"note": "a1.0", "sku": "A1", "quantity": -4}]
@@ -241,7 +241,7 @@ def test_the_old_note_of_a_recorded_give_back_is_settled(shop):
     assert shop.pending_moves() == [] and shop.available() == 14
 
 
-def test_the_old_note_of_an_attempt_that_is_not_recorded_is_reverted_and_the_attempt_can_never_win(shop):
+def test_old_unrecorded_attempts_are_fenced_and_their_moves_rolled_back(shop):
     document = place(shop.orders)
     moves = take(shop, document, "a1")
     after(shop, 61)
@@ -250,7 +250,7 @@ def test_the_old_note_of_an_attempt_that_is_not_recorded_is_reverted_and_the_att
     assert shop.orders.get(document["_id"])["steps"] == []
 
 
-def test_the_attempt_is_ruled_out_before_its_note_is_reverted(shop, monkeypatch):
+def test_an_attempt_is_fenced_before_its_pending_move_rolls_back(shop, monkeypatch):
     """The other way round, an attempt could be recorded between the two, with nothing held."""
     document = place(shop.orders)
     take(shop, document, "a1")
@@ -263,7 +263,7 @@ def test_the_attempt_is_ruled_out_before_its_note_is_reverted(shop, monkeypatch)
     assert seen == [["a1"]]
 
 
-def test_a_note_of_a_recorded_attempt_that_the_order_did_not_record_is_reverted(shop):
+def test_a_recorded_attempts_unrecorded_pending_move_is_rolled_back(shop):
     """It was short on another line, and the roll-back was lost."""
     document = place(shop.orders)
     take(shop, document, "a1")
@@ -272,7 +272,7 @@ def test_a_note_of_a_recorded_attempt_that_the_order_did_not_record_is_reverted(
     assert shop.pending_moves() == [] and shop.available() == 10
 
 
-def test_the_note_of_an_order_that_is_not_there_is_reverted(shop):
+def test_a_pending_move_of_a_missing_order_is_rolled_back(shop):
     take(shop, {"_id": "0193"}, "a1")
     after(shop, 61)
     assert shop.pending_moves() == [] and shop.available() == 10
@@ -301,7 +301,7 @@ def test_a_sweep_whose_holder_died_goes_to_another(shop):
 # --- a bus that forgets
 
 
-def test_at_the_start_on_a_bus_that_forgets_all_that_is_owed_is_sent_at_once_parked_steps_included(shop):
+def test_a_forgetful_bus_gets_unfinished_and_parked_steps_at_start(shop):
     published(shop, place(shop.orders))
     parked = event_of(published(shop, place(shop.orders)))
     shop.orders.record_failure(parked, step_name("inventory", parked.id), an_attempt(), 4, "TimeoutError", None)
@@ -316,7 +316,7 @@ def test_at_the_start_on_a_bus_that_forgets_all_that_is_owed_is_sent_at_once_par
     assert sent(shop) == []
 
 
-def test_at_the_start_on_a_bus_that_forgets_notes_of_the_process_before_are_ended_at_once(shop):
+def test_starting_on_a_forgetful_bus_ends_earlier_pending_moves(shop):
     take(shop, place(shop.orders), "a1")
     wait_for(lambda: now() > shop.pending_moves()[0]["at"], 1)
     shop.new_sweep(forgetful=True).round()

@@ -46,13 +46,13 @@ def test_a_stack_comes_below_a_line_for_people():
     assert written(False, "stumbled", ValueError("why")).splitlines()[-1] == "ValueError: why"
 
 
-def test_a_context_ends_with_its_block_also_when_it_is_left_by_an_error():
+def test_a_context_ends_with_its_block_even_after_an_error():
     with pytest.raises(ValueError), about(order="outer"), about(order="inner", event="e"):
         raise ValueError
     assert "order" not in json.loads(written(True))
 
 
-def test_logging_goes_to_standard_error_as_json_where_that_is_no_terminal(monkeypatch):
+def test_logging_is_json_on_standard_error_without_a_terminal(monkeypatch):
     root, output = logging.getLogger(), io.StringIO()
     before = root.handlers[:], root.level
     monkeypatch.setattr("sys.stderr", output)
@@ -88,7 +88,7 @@ def test_readyz_is_503_where_something_is_missing(ready, status):
     assert answer[0] == status and json.loads(answer[2]) == state
 
 
-def test_metrics_are_in_prometheus_text_format_under_the_names_of_the_design():
+def test_metrics_are_prometheus_text_with_the_names_of_the_design():
     telemetry.ORDERS.labels("pending").inc()
     status, kind, body = call("/metrics")
     assert status == 200 and kind.startswith("text/plain")

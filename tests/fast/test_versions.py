@@ -129,7 +129,7 @@ def test_fields_that_may_be_missing_are_not_missed(handler, type, handle):
     assert handle(handler, bare(schema(type)), "before")[:2] == (answers, units)
 
 
-def test_there_is_something_that_may_be_missing_and_every_type_is_taken():
+def test_some_fields_are_optional_and_every_type_has_a_subscriber():
     assert {"email", "shippingAddress"} <= set(whole(schema("order_created"))["data"]["order"])
     assert not {"email", "shippingAddress"} & set(bare(schema("order_created"))["data"]["order"])
     assert "traceparent" in whole(schema("order_created")) and "traceparent" not in bare(schema("order_created"))
@@ -137,7 +137,7 @@ def test_there_is_something_that_may_be_missing_and_every_type_is_taken():
 
 
 @pytest.mark.parametrize("type", event_schemas())
-def test_an_event_without_a_field_it_must_have_is_parked_with_the_reason(type):
+def test_events_without_a_required_field_are_parked_with_the_reason(type):
     desk = Desk(**HANDLERS)
     bodies = {path: json.dumps(without(whole(schema(type)), *path)).encode() for path in required(schema(type))}
     assert ("data", "order", "items", 0, "sku") in bodies and len(bodies) >= 20
@@ -154,7 +154,7 @@ def test_an_event_without_a_field_it_must_have_is_parked_with_the_reason(type):
 # --- what another release wrote into an order
 
 
-def test_an_order_of_the_next_release_is_shown_without_what_is_not_known_here_and_keeps_it():
+def test_an_order_keeps_and_hides_fields_of_the_next_release():
     desk = Desk(**HANDLERS)
     orders = desk.orders
     document = place(orders, shippingAddress={"name": "Ada", "x-flag": True}, **SURPRISES)
@@ -167,7 +167,7 @@ def test_an_order_of_the_next_release_is_shown_without_what_is_not_known_here_an
     assert {name: cancelled[name] for name in SURPRISES} == SURPRISES
 
 
-def test_a_sweep_closes_what_only_another_release_would_miss_and_that_one_finds_it_when_it_is_due_again():
+def test_sweeps_close_orders_that_another_release_finds_once_due_again():
     database = mongomock.MongoClient()["orderproc"]
     orders = Orders(database)
 

@@ -29,7 +29,7 @@ def browse(tmp_path):
     return dom
 
 
-def test_the_docs_page_shows_every_call_of_the_api_from_files_the_app_serves_itself(embedded, browse):
+def test_the_docs_page_shows_every_call_from_local_files_only(embedded, browse):
     running = embedded(mongodb_url="memory")
     page = browse(f"http://127.0.0.1:{running.port}/docs")
     shown = set(re.findall(r'opblock-summary-path[^>]*data-path="([^"]*)"', page))

@@ -33,7 +33,7 @@ def test_real_rabbitmq_serves_the_bundled_store_as_well(embedded, rabbit):
     assert running.check({"A1": 1000}) == []
 
 
-def test_orders_and_stock_survive_a_clean_restart_and_the_catalogue_never_overwrites(embedded):
+def test_a_clean_restart_keeps_orders_and_stock_despite_the_catalogue(embedded):
     running = embedded()
     running.call("PUT", "/stock/A1", {"available": 7})
     running.call("POST", "/orders", running.order())
@@ -45,7 +45,7 @@ def test_orders_and_stock_survive_a_clean_restart_and_the_catalogue_never_overwr
     assert [order["status"] for order in running.orders()] == ["processed"]
 
 
-def test_a_second_start_on_the_same_folder_says_that_one_is_running(embedded):
+def test_a_second_start_on_a_folder_in_use_is_refused(embedded):
     running = embedded()
     second = subprocess.run(
         [sys.executable, "orderproc.py"],

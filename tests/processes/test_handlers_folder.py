@@ -35,7 +35,7 @@ def test_a_dropped_in_file_runs_and_shows_in_the_timeline(carrier, request, fold
     assert '"points": 39' in running.log("consumer" if carrier == "system" else "api")
 
 
-def test_a_step_that_keeps_failing_is_parked_and_redriven_after_the_fix(system, folder):
+def test_a_failing_step_is_parked_and_redriven_after_the_fix(system, folder):
     (folder / "shipping.py").write_text("def inventory_reserved(event, services):\n    raise OSError('no paper')\n")
     running = system(HANDLERS_DIR=str(folder), RETRY_DELAYS="0.2,0.5")
     running.call("PUT", "/stock/A1", {"available": 5})

@@ -111,7 +111,7 @@ def test_every_call_comes_to_what_it_must(play, function, runtime):
 
 
 @pytest.mark.parametrize("function", STORIES)
-def test_both_runtimes_give_the_same_answers_and_the_same_shape_of_errors(play, function):
+def test_both_runtimes_give_the_same_answers_and_error_shapes(play, function):
     there, here = ([alike(answer.payload) for answer in play(function, runtime)[0]] for runtime in RUNTIMES)
     assert here == there
     assert all(answer["stackTrace"] for answer in there if "errorType" in answer)
@@ -123,12 +123,12 @@ def test_both_runtimes_leave_the_same_on_disk(play, function):
     assert here == there
 
 
-def test_the_template_deploys_what_the_local_runtime_runs_and_every_function_has_a_story():
+def test_the_template_deploys_exactly_the_local_functions_all_with_stories():
     assert sorted(TEMPLATE.values()) == sorted(f"lambdas.{name}.handler" for name in FUNCTIONS)
     assert STORIES.keys() == LEFT.keys() == FUNCTIONS.keys()
 
 
-def test_a_package_that_lacks_a_module_is_told_at_its_start(tmp_path):
+def test_a_missing_module_in_a_package_is_named_at_start(tmp_path):
     with (
         awslambdaric("make_label", tmp_path, without="tokens.py") as call,
         pytest.raises(NeverStarted, match="'tokens'.*Runtime.ImportModuleError"),

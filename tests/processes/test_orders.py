@@ -45,7 +45,7 @@ def test_one_key_sent_40_times_at_once_makes_one_order(system):
     assert (status, problem["type"]) == (422, "urn:orderproc:key-reused")
 
 
-def test_a_cancelled_order_gives_its_stock_back_and_its_label_is_voided(system):
+def test_a_cancelled_order_gives_back_stock_and_voids_its_label(system):
     running = system(HANDLERS="inventory,email")  # nobody ships, so the order stays pending
     running.call("PUT", "/stock/A1", {"available": 10})
     _, order = running.call("POST", "/orders", running.order(quantity=3))
@@ -60,7 +60,7 @@ def test_a_cancelled_order_gives_its_stock_back_and_its_label_is_voided(system):
     assert running.check({"A1": 10}) == []
 
 
-def test_a_shared_trace_runs_from_the_request_to_the_last_handler(system):
+def test_one_trace_runs_from_the_request_to_the_last_handler(system):
     running = system()
     running.call("PUT", "/stock/A1", {"available": 1})
     trace = "0af7651916cd43dd8448eb211c80319c"

@@ -99,7 +99,7 @@ def test_the_settings_table_has_every_variable_with_its_default():
         assert f"| `{variable}` | `{VARIABLES[variable].default}` |" in table
 
 
-def test_the_tests_and_places_that_the_failure_table_names_are_there():
+def test_every_test_and_place_in_the_failure_table_exists():
     table = README[README.index("| it goes wrong |") : README.index("The one thing that may happen twice")]
     code = "".join(path.read_text() for path in [*ROOT.glob("*.py"), *(ROOT / "core").glob("*.py")])
     tests = {path.name: path.read_text() for path in (ROOT / "tests").rglob("*.py")}

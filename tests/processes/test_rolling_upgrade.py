@@ -34,7 +34,7 @@ def new(tmp_path, old):
     old.__exit__()  # before its queues are deleted
 
 
-def test_a_roll_and_a_roll_back_under_load_lose_double_and_park_nothing(old, new, rabbit):
+def test_upgrade_and_downgrade_under_load_lose_double_and_park_nothing(old, new, rabbit):
     early = {result.id for result in old.post_many(ENOUGH, clients=2)}
     old.wait_until_final()
     let_the_sweep_close_all(old)

@@ -166,7 +166,7 @@ def head(**headers):
     ).encode()
 
 
-def test_a_body_far_over_the_limit_is_refused_before_it_is_sent(server):
+def test_a_body_far_too_large_is_refused_before_being_sent(server):
     assert server.raw(head(Content_Length=50_000_000)).startswith(b"HTTP/1.1 413")
 
 
@@ -338,7 +338,7 @@ def test_a_wrong_setting_stops_the_start_with_one_line(env, named):
     assert ended.stderr.startswith(named) and ended.stderr.count("\n") == 1 and "hunter2" not in ended.stderr
 
 
-def test_a_port_that_is_taken_stops_the_start_with_one_line():
+def test_a_port_in_use_is_refused_as_a_bad_setting():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         program = textwrap.dedent(PROGRAM)
         command = [sys.executable, "-c", program, str(taken.getsockname()[1]), "8"]

@@ -72,7 +72,7 @@ def got(session: Running) -> list[tuple[str, str]]:
 # --- publishing ------------------------------------------------------------------------------------------------------
 
 
-def test_an_event_reaches_every_handler_that_takes_it_once_and_no_other(session, outcomes):
+def test_an_event_reaches_each_subscriber_once_and_no_other_handler(session, outcomes):
     assert outcomes.publish_and_wait(event("order_created")) == "confirmed"
     assert outcomes.publish_and_wait(event("order_failed")) == "confirmed"
     session.wait(4)
@@ -84,14 +84,14 @@ def test_an_event_reaches_every_handler_that_takes_it_once_and_no_other(session,
     ]  # fmt: skip
 
 
-def test_body_and_id_arrive_as_they_were_sent_and_the_first_delivery_has_no_tries(session, outcomes):
+def test_body_and_id_arrive_unchanged_and_tries_start_at_zero(session, outcomes):
     sent = event("inventory_reserved")
     outcomes.publish(sent)
     [delivery] = session.wait(1)
     assert (delivery.handler, delivery.id, delivery.body, delivery.tries) == ("shipping", sent.id, sent.body, 0)
 
 
-def test_a_mandatory_event_that_no_queue_takes_comes_back(session, outcomes):
+def test_a_mandatory_event_that_no_queue_takes_is_unroutable(session, outcomes):
     assert outcomes.publish_and_wait(event("order_cancelled")) == "returned"
     assert outcomes.publish_and_wait(event("order_created")) == "confirmed", "the next one is not taken for it"
 
@@ -107,11 +107,11 @@ def test_a_message_to_one_queue_reaches_that_queue_only(session, outcomes):
     assert got(session) == [("email", "order_created-0"), ("shipping", "inventory_reserved-0")]
 
 
-def test_a_message_to_a_queue_that_is_not_there_comes_back(session, outcomes):
+def test_a_message_to_a_missing_queue_is_unroutable(session, outcomes):
     assert outcomes.publish_and_wait(event("order_created", queue=main_queue("nobody"))) == "returned"
 
 
-def test_a_retry_queue_gives_the_event_back_to_its_handler_after_the_delay_with_the_tries(session, outcomes):
+def test_a_retry_queue_redelivers_after_its_delay_and_keeps_tries(session, outcomes):
     again = event("order_created", queue=retry_queue("email", "0.3"), headers={"tries": 2})
     began = time.monotonic()
     assert outcomes.publish_and_wait(again) == "confirmed"
@@ -130,7 +130,7 @@ def test_what_is_parked_is_not_delivered(session, outcomes):
     assert got(session) == [("email", "order_created-1"), ("inventory", "order_created-1")]
 
 
-def test_done_is_called_once_per_publish_also_when_one_id_is_published_from_many_threads_at_once(carrier):
+def test_concurrent_publishes_of_one_id_each_call_done_once(carrier):
     seen = set()
 
     def handle(delivery) -> None:
@@ -165,7 +165,7 @@ def test_an_id_in_hand_is_not_queued_twice(carrier):
     assert outcomes.by_id["inventory_reserved-0"] == ["confirmed", "confirmed"]
 
 
-def test_what_is_dealt_with_may_be_published_again_and_is_delivered_again(session, outcomes):
+def test_an_acked_event_published_again_is_delivered_again(session, outcomes):
     outcomes.publish_and_wait(event("inventory_reserved"))
     session.ack(*session.wait(1))
     outcomes.publish_and_wait(event("inventory_reserved"))
@@ -194,7 +194,7 @@ def test_publishing_never_blocks_and_what_is_too_much_is_dropped(carrier, monkey
 # --- consuming -------------------------------------------------------------------------------------------------------
 
 
-def test_no_more_is_in_hand_than_asked_for_and_a_full_handler_holds_up_no_other(carrier):
+def test_a_full_prefetch_stops_its_own_handler_and_no_other(carrier):
     with running(carrier.bus(), TOPOLOGY, prefetch=3) as session:
         outcomes = Outcomes(session.bus)
         for number in range(10):
@@ -210,7 +210,7 @@ def test_no_more_is_in_hand_than_asked_for_and_a_full_handler_holds_up_no_other(
         assert [delivery.handler for delivery in session.arrived].count("email") == 4
 
 
-def test_acks_come_from_any_thread_in_any_order_and_nothing_acked_comes_again(carrier):
+def test_acks_from_any_thread_in_any_order_are_final(carrier):
     seen, pool = [], ThreadPoolExecutor(8)
 
     def handle(delivery) -> None:
@@ -248,7 +248,7 @@ def test_what_was_not_acked_is_not_lost(carrier):
     assert left_over(carrier) == ["inventory_reserved-3"]
 
 
-def test_a_stop_waits_for_what_is_in_hand_and_takes_nothing_new(carrier):
+def test_a_stop_awaits_deliveries_in_hand_and_takes_no_more(carrier):
     session = Running(carrier.bus(), TOPOLOGY, prefetch=1)
     outcomes = Outcomes(session.bus)
     outcomes.publish_and_wait(event("inventory_reserved", 1))
@@ -274,7 +274,7 @@ def test_events_of_handlers_that_run_elsewhere_wait_in_their_queues(carrier):
         assert got(session) == [("inventory", "order_created-0")]
 
 
-def test_it_says_whether_it_consumes_and_how_long_its_queues_are(carrier, monkeypatch):
+def test_the_bus_tells_whether_it_consumes_and_its_queue_lengths(carrier, monkeypatch):
     monkeypatch.setattr("core.bus.LOOK_EVERY", 0.1)
     session = Running(carrier.bus(), TOPOLOGY, prefetch=1)
     assert session.bus.up and session.bus.consuming

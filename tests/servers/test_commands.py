@@ -80,7 +80,7 @@ def an_event() -> tuple[str, bytes]:
 # --- dead ------------------------------------------------------------------------------------------------------------
 
 
-def test_dead_lists_order_event_error_tries_and_time_of_every_handler_and_leaves_all_where_it_is(operator):
+def test_dead_lists_each_parked_message_with_details_and_moves_none(operator):
     id, body = an_event()
     operator.park("email", body, error="LookupError('x')", tries=4, time=TIME)
     operator.park("inventory", b"{oops", error="not an event", tries=1, time=TIME)
@@ -93,7 +93,7 @@ def test_dead_lists_order_event_error_tries_and_time_of_every_handler_and_leaves
     wait_for(lambda: operator.length(dead_queue("email")) == operator.length(dead_queue("inventory")) == 1)
 
 
-def test_dead_of_one_handler_lists_only_that_and_takes_what_strangers_parked_without_headers(operator):
+def test_dead_of_one_handler_lists_only_that_even_without_headers(operator):
     operator.park("email", b"\xff")
     operator.park("inventory", b"{}")
     assert operator.output("dead", "email") == "email  -  not an event: b'\\xff'  -  tries=-  -\n"
@@ -112,7 +112,7 @@ def test_dead_says_where_the_list_is_cut(operator):
 # --- redrive ---------------------------------------------------------------------------------------------------------
 
 
-def test_redrive_sends_the_oldest_to_the_handlers_own_queue_and_takes_them_off_the_parked(operator):
+def test_redrive_moves_the_oldest_parked_messages_to_their_handlers_queue(operator):
     operator.park("email", b"1", b"2", b"3", error="e", tries=4)
     assert operator.output("redrive", "email", "--limit", "2") == "sent 2 parked messages to orders.email again\n"
     wait_for(lambda: operator.length(dead_queue("email")) == 1)
@@ -196,7 +196,7 @@ def test_a_wrong_name_is_named_in_one_line(operator, args):
     assert "emial" in line and "is that its name" in line
 
 
-def test_redriving_to_a_queue_that_is_gone_says_what_to_do_and_keeps_the_parked(operator):
+def test_redrive_to_a_missing_queue_gives_advice_and_moves_nothing(operator):
     operator.park("email", b"1")
     with channel_to(operator.url) as channel:
         channel.queue_delete(main_queue("email"))
@@ -207,7 +207,7 @@ def test_redriving_to_a_queue_that_is_gone_says_what_to_do_and_keeps_the_parked(
 
 
 @pytest.mark.parametrize("args", [["dead"], ["redrive", "email"], ["purge", "email", "--yes"]])
-def test_with_the_embedded_bus_it_says_that_a_restart_does_it(operator, args):
+def test_with_the_embedded_bus_a_command_advises_a_restart(operator, args):
     line = operator.refusal(*args, AMQP_URL="embedded")
     assert "needs RabbitMQ" in line and "restart" in line
 
@@ -230,7 +230,7 @@ def test_words_that_make_no_command_show_the_usage(operator, args):
     assert ran.returncode == 2 and ran.stderr.startswith("usage: ")
 
 
-def test_a_consumer_refuses_to_run_beside_an_embedded_store_or_bus(operator):
+def test_a_consumer_refuses_an_embedded_store_or_bus(operator):
     for name, value in (("AMQP_URL", "embedded"), ("MONGODB_URL", "memory"), ("MONGODB_URL", "embedded")):
         line = operator.refusal(**{"MONGODB_URL": "mongodb://127.0.0.1:1/x", name: value})
         assert "orderproc.py" in line

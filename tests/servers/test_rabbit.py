@@ -81,7 +81,7 @@ def test_every_queue_has_the_arguments_of_the_design(rabbit, session):
         channel.exchange_declare("orders", "topic", durable=True)
 
 
-def test_what_is_published_is_persistent_and_carries_its_id_and_no_header_of_the_broker(rabbit):
+def test_a_published_message_is_persistent_with_id_and_no_headers(rabbit):
     bus = Rabbit(rabbit, DELAYS)
     Running(bus, TOPOLOGY, ["inventory"]).end()
     assert Outcomes(bus).publish_and_wait(created(1)) == "confirmed"
@@ -101,7 +101,7 @@ def test_what_is_published_is_persistent_and_carries_its_id_and_no_header_of_the
         ("orders.inventory.dead", {"x-queue-type": "classic"}, "x-queue-type"),
     ],
 )
-def test_a_queue_with_another_argument_stops_the_start_and_says_what_to_do(rabbit, bus, queue, arguments, named):
+def test_a_queue_with_another_argument_stops_the_start_with_advice(rabbit, bus, queue, arguments, named):
     given = {"x-queue-type": "quorum", **queues_of(queue.split(".")[1], DELAYS)[queue], **arguments}
     if given["x-queue-type"] == "classic":
         given = {"x-queue-type": "classic"}
@@ -114,7 +114,7 @@ def test_a_queue_with_another_argument_stops_the_start_and_says_what_to_do(rabbi
     assert not bus.consuming
 
 
-def test_an_exchange_of_another_type_stops_the_start_and_says_what_to_do(rabbit, bus):
+def test_an_exchange_of_another_type_stops_the_start_with_advice(rabbit, bus):
     with channel_to(rabbit) as channel:
         channel.exchange_delete("orders")
         channel.exchange_declare("orders", "direct", durable=True)
@@ -125,7 +125,7 @@ def test_an_exchange_of_another_type_stops_the_start_and_says_what_to_do(rabbit,
             channel.exchange_delete("orders")
 
 
-def test_a_consumer_that_finds_another_argument_exits_with_2_and_that_one_line(rabbit):
+def test_a_mismatched_queue_makes_consumers_exit_2_with_one_line(rabbit):
     with channel_to(rabbit) as channel:
         channel.queue_declare("orders.email", durable=True, arguments={"x-queue-type": "quorum"})
     ran = run_command(
@@ -150,7 +150,7 @@ def flows(session: Running, outcomes: Outcomes, count: int = 1) -> None:
     wait_for(lambda: not (missing - {(each.handler, each.id) for each in session.arrived}), NOTICED, "events flow")
 
 
-def test_a_channel_that_the_broker_closes_is_noticed_and_what_was_in_hand_comes_again(no_looks, session, outcomes):
+def test_when_the_broker_closes_a_channel_unacked_deliveries_come_again(no_looks, session, outcomes):
     wait_for(lambda: session.bus.depths, what="the first look, which cannot be left out")
     outcomes.publish_and_wait(created(1))
     first, second = session.wait(2)[:2]
@@ -164,7 +164,7 @@ def test_a_channel_that_the_broker_closes_is_noticed_and_what_was_in_hand_comes_
     flows(session, outcomes)
 
 
-def test_an_ack_from_before_a_reconnect_is_not_used_on_the_new_channel(session, outcomes):
+def test_an_old_ack_is_not_used_on_a_new_channel(session, outcomes):
     for number in range(3):
         outcomes.publish_and_wait(created(number))
     before = session.wait(6)[:]
@@ -177,9 +177,7 @@ def test_an_ack_from_before_a_reconnect_is_not_used_on_the_new_channel(session, 
     assert sorted(each.id for each in session.arrived[6:12]) == sorted(each.id for each in before)
 
 
-def test_a_consumer_cancelled_by_the_deletion_of_its_queue_is_noticed_and_the_queue_is_back(
-    rabbit, no_looks, session, outcomes
-):
+def test_a_consumer_whose_queue_is_deleted_notices_and_redeclares_it(rabbit, no_looks, session, outcomes):
     wait_for(lambda: session.bus.depths, what="the first look, which cannot be left out")
     with channel_to(rabbit) as channel:
         channel.queue_delete(main_queue("email"))
@@ -195,7 +193,7 @@ def test_a_single_queue_that_vanishes_is_back_within_seconds(rabbit, session, ou
     wait_for(lambda: exists(rabbit, queue), NOTICED + 1, f"{queue} is back")
 
 
-def test_when_all_queues_are_deleted_they_come_back_and_events_flow_again(rabbit, session, outcomes):
+def test_all_deleted_queues_are_declared_again_and_events_flow_again(rabbit, session, outcomes):
     delete_queues(rabbit, TOPOLOGY, DELAYS)
     queues = [queue for name in TOPOLOGY for queue in queues_of(name, DELAYS)]
     wait_for(lambda: all(exists(rabbit, queue) for queue in queues), NOTICED, "all queues are back")
@@ -203,7 +201,7 @@ def test_when_all_queues_are_deleted_they_come_back_and_events_flow_again(rabbit
     flows(session, outcomes)
 
 
-def test_an_exchange_that_vanishes_is_declared_again_and_unconfirmed_events_are_sent_again(rabbit, session, outcomes):
+def test_a_vanished_exchange_leaves_events_unroutable_until_bindings_are_back(rabbit, session, outcomes):
     with channel_to(rabbit) as channel:
         channel.exchange_delete("orders")
     assert outcomes.publish_and_wait(created(1)) == "returned", (
@@ -285,7 +283,7 @@ def test_the_broker_itself_says_that_every_argument_is_as_designed(node):
 
 
 @own_node
-def test_confirmed_events_survive_kill_9_and_what_was_unconfirmed_is_sent_by_itself(node):
+def test_confirmed_events_survive_kill_9_and_the_others_are_resent(node):
     bus, handled = Rabbit(node.url(), DELAYS), Acking()
     Running(bus, TOPOLOGY).end()  # the queues are there, nobody consumes
     node.let_queues_settle()
@@ -308,7 +306,7 @@ def test_confirmed_events_survive_kill_9_and_what_was_unconfirmed_is_sent_by_its
 
 
 @own_node
-def test_consumers_come_back_by_themselves_after_kill_9_and_the_unacked_comes_again(node):
+def test_after_kill_9_consumers_return_and_unacked_deliveries_come_again(node):
     bus = Rabbit(node.url(), DELAYS)
     with running(bus, TOPOLOGY, prefetch=50) as session:
         outcomes = Outcomes(bus)
@@ -325,7 +323,7 @@ def test_consumers_come_back_by_themselves_after_kill_9_and_the_unacked_comes_ag
 
 
 @own_node
-def test_a_broker_frozen_for_20_seconds_hangs_nothing_and_all_goes_on_after(node):
+def test_a_broker_frozen_for_20_seconds_blocks_and_loses_nothing(node):
     bus, handled, longest = Rabbit(node.url(), DELAYS), Acking(), 0.0
     with running(bus, TOPOLOGY, deliver=handled) as session:
         outcomes = Outcomes(bus)
@@ -347,7 +345,7 @@ def test_a_broker_frozen_for_20_seconds_hangs_nothing_and_all_goes_on_after(node
 
 
 @own_node
-def test_a_confirm_that_does_not_come_ends_the_connection_and_the_event_is_sent_on_the_next(node, monkeypatch):
+def test_a_missing_confirm_ends_the_connection_and_resends_the_event(node, monkeypatch):
     monkeypatch.setattr(publisher, "CONFIRM_WITHIN", 1.0)
     bus = Rabbit(node.url(), DELAYS)
     with running(bus, TOPOLOGY) as session:
@@ -401,7 +399,7 @@ def test_a_broker_that_comes_late_is_found_and_gets_everything(tmp_path):
     ],
     ids=["routing key too long", "id too long", "header of no known type", "header that is no text"],
 )
-def test_a_message_that_cannot_be_sent_is_refused_and_stops_no_other(session, outcomes, unsendable):
+def test_an_unsendable_message_is_refused_and_stops_no_other(session, outcomes, unsendable):
     outcomes.publish(created(1))
     assert outcomes.publish_and_wait(unsendable) == "refused"
     assert outcomes.publish_and_wait(created(2)) == "confirmed"
@@ -423,7 +421,7 @@ def test_ten_thousand_messages_go_through_the_window(bus, capsys):
         print(f" [{10_000 / published:,.0f} confirmed/s into 2 queues, {20_000 / consumed:,.0f} delivered/s] ", end="")
 
 
-def test_a_message_that_brings_down_its_consumer_21_times_is_parked_by_the_broker(rabbit, session, outcomes):
+def test_the_broker_parks_a_message_crashing_its_consumer_21_times(rabbit, session, outcomes):
     session.ack_all_and_end()
     put(rabbit, main_queue("email"), b'{"crash": "me"}', message_id="crasher", delivery_mode=2)
     for _ in range(21):
@@ -474,7 +472,7 @@ def parked(url: str, handler: str = "email") -> list[tuple[bytes, dict]]:
     return Admin(url, handler, DELAYS).dead()
 
 
-def test_poison_is_parked_at_once_with_its_error_and_the_neighbours_are_unaffected(rabbit, consume):
+def test_poison_is_parked_at_once_with_its_error_hindering_nobody(rabbit, consume):
     consumer = consume(email=GOOD)
     consumer.end()
     order = place(consumer.orders)
@@ -503,7 +501,7 @@ def test_poison_is_parked_at_once_with_its_error_and_the_neighbours_are_unaffect
     assert "order_exploded" in errors[poison[5]]
 
 
-def test_a_handler_that_raises_is_retried_after_the_delays_then_parked_and_no_other_notices(
+def test_a_raising_handler_alone_is_retried_after_delays_then_parked(
     rabbit, consume, tmp_path
 ):  # fmt: skip
     flag = tmp_path / "fixed"
@@ -541,7 +539,7 @@ def assert_waited(consumer: Consumer, id: str, delays: list[float]) -> None:
         assert delay <= (after - before).total_seconds() < delay + 1.5
 
 
-def test_a_handler_slower_than_the_heartbeat_runs_once_and_keeps_its_connection(consume, tmp_path, caplog):
+def test_a_handler_outlasting_the_heartbeat_runs_once_and_stays_connected(consume, tmp_path, caplog):
     begun, ended = tmp_path / "begun", tmp_path / "ended"
     slow = f"""
 import time
@@ -566,7 +564,7 @@ def test_without_retry_delays_it_is_parked_at_the_first_try(rabbit, consume, tmp
     assert [line.get("try") for line in consumer.timeline(id)] == [None, 1]
 
 
-def test_a_retry_queue_that_vanished_costs_a_redelivery_and_not_the_event(rabbit, consume, tmp_path):
+def test_a_vanished_retry_queue_costs_a_redelivery_not_the_event(rabbit, consume, tmp_path):
     flag = tmp_path / "fixed"
     consumer = consume(delays="0.2", email=BROKEN.format(flag=str(flag)))
     with channel_to(rabbit) as channel:
@@ -576,7 +574,7 @@ def test_a_retry_queue_that_vanished_costs_a_redelivery_and_not_the_event(rabbit
     wait_for(lambda: exists(rabbit, retry_queue("email", "0.2")))
 
 
-def test_a_redriven_message_starts_with_no_tries_and_no_header_of_the_broker(rabbit, consume):
+def test_a_redriven_message_starts_without_tries_or_broker_headers(rabbit, consume):
     consumer = consume(email=GOOD)
     consumer.end()
     put(rabbit, dead_queue("email"), b"{}", message_id="m", headers={"tries": 4, "x-death": [], "error": "e"})
@@ -597,7 +595,7 @@ def test_a_redrive_whose_queue_is_gone_takes_nothing_away(rabbit, consume):
     wait_for(lambda: length(rabbit, dead_queue("email")) == 1)
 
 
-def test_while_the_store_is_away_messages_are_kept_no_try_is_spent_and_all_goes_on_by_itself(
+def test_messages_wait_for_an_absent_store_without_spending_a_try(
     consume, own_store_server
 ):  # fmt: skip
     consumer = consume(connect(own_store_server.url("orderproc")), email=GOOD)
@@ -648,7 +646,7 @@ def process(rabbit, tmp_path, store_server):
     bus.close()
 
 
-def test_sigterm_finishes_what_is_in_hand_takes_nothing_new_and_exits_0(rabbit, process):
+def test_sigterm_finishes_only_the_work_in_hand_and_exits_0(rabbit, process):
     consumer = process(email=SLOW.format(folder=str(process.folder), seconds=2))
     ids = [place(process.orders, process.bus)["_id"] for _ in range(5)]
     begun = wait_for(lambda: len(found := list(process.folder.glob("*.begun"))) == 2 and found)
@@ -661,7 +659,7 @@ def test_sigterm_finishes_what_is_in_hand_takes_nothing_new_and_exits_0(rabbit, 
     assert "Traceback" not in consumer.log()
 
 
-def test_a_consumer_says_whether_it_is_ready_and_how_much_is_parked(rabbit, process):
+def test_a_consumer_tells_its_readiness_and_how_much_is_parked(rabbit, process):
     consumer = process(email=GOOD)
     put(rabbit, main_queue("email"), b"poison")
     gauge = 'orderproc_dead_messages{handler="email"} 1.0'
@@ -680,7 +678,7 @@ def get(port: int, path: str) -> tuple[int, str] | None:
         return None
 
 
-def test_sigterm_does_not_wait_for_ever_for_a_handler_that_hangs(rabbit, process):
+def test_sigterm_does_not_wait_forever_for_a_hanging_handler(rabbit, process):
     consumer = process(email=SLOW.format(folder=str(process.folder), seconds=60))
     place(process.orders, process.bus)
     wait_for(lambda: list(process.folder.glob("*.begun")))
@@ -689,7 +687,7 @@ def test_sigterm_does_not_wait_for_ever_for_a_handler_that_hangs(rabbit, process
 
 
 @own_node
-def test_sigterm_while_the_broker_is_frozen_ends_it_all_the_same(node, tmp_path):
+def test_sigterm_ends_a_consumer_even_while_the_broker_is_frozen(node, tmp_path):
     folder = write_handlers(tmp_path / "handlers", email=GOOD)
     store = f"mongodb://127.0.0.1:{free_port()}/x"
     consumer = Process(tmp_path, MONGODB_URL=store, AMQP_URL=node.url(), HANDLERS_DIR=str(folder), RETRY_DELAYS="0.2")
@@ -712,7 +710,7 @@ def test_kill_9_in_the_middle_of_a_handler_loses_nothing(process):
     assert len(process.orders.get(id)["steps"]) == 1
 
 
-def test_a_consumer_waits_for_servers_that_are_not_there_yet_and_ends_on_sigterm(tmp_path):
+def test_a_consumer_waits_for_absent_servers_and_ends_on_sigterm(tmp_path):
     urls = {"MONGODB_URL": f"mongodb://127.0.0.1:{free_port()}/x", "AMQP_URL": f"amqp://127.0.0.1:{free_port()}"}
     consumer = Process(tmp_path, **urls)
     try:

@@ -78,7 +78,7 @@ def test_many_first_writes_of_a_sku_at_once_make_one(stock, database):
 # --- taking
 
 
-def test_a_take_removes_the_units_at_once_and_leaves_a_note(stock, available, database):
+def test_a_take_removes_units_at_once_leaving_a_pending_move(stock, available, database):
     assert stock.take("n", "o", {"A1": 4, "B2": 3}) == {}
     assert (available("A1"), available("B2")) == (6, 0)
     [move] = database["stock"].find_one({"_id": "A1"})["notes"]
@@ -100,28 +100,28 @@ def test_a_sku_nobody_knows_is_unknown(stock):
     assert stock.take("n", "o", {"Z9": 1, "C3": 1}) == {"Z9": "unknown_sku", "C3": "out_of_stock"}
 
 
-def test_units_that_another_holds_provisionally_make_a_shortage_doubtful(stock):
+def test_units_in_a_pending_take_make_a_shortage_doubtful(stock):
     stock.take("other", "o1", {"A1": 8})
     assert stock.take("n", "o2", {"A1": 4}) == {"A1": "in_doubt"}
 
 
-def test_units_that_are_on_their_way_back_make_a_shortage_doubtful(stock):
+def test_units_in_a_pending_give_back_make_a_shortage_doubtful(stock):
     stock.give("other", "o1", {"C3": 5})
     assert stock.take("n", "o2", {"C3": 4}) == {"C3": "in_doubt"}
 
 
-def test_a_shortage_that_no_note_can_end_is_no_doubt(stock):
+def test_a_shortage_that_no_pending_move_can_end_is_certain(stock):
     stock.take("other", "o1", {"A1": 8})
     assert stock.take("n", "o2", {"A1": 11}) == {"A1": "out_of_stock"}
 
 
-def test_units_that_are_settled_are_gone_for_good(stock, pending):
+def test_committed_units_are_gone_for_good(stock, pending):
     stock.take("other", "o1", {"A1": 8})
     commit(stock, pending, "other", {"A1": 8})
     assert stock.take("n", "o2", {"A1": 4}) == {"A1": "out_of_stock"}
 
 
-def test_of_a_hundred_takers_at_once_ten_get_the_ten_units(stock, available, pending):
+def test_of_a_hundred_takes_at_once_exactly_ten_get_units(stock, available, pending):
     with ThreadPoolExecutor(50) as crowd:
         answers = list(crowd.map(lambda n: stock.take(f"n{n}", f"o{n}", {"A1": 1}), range(100)))
     assert answers.count({}) == 10 and available() == 0 and len(pending()) == 10
@@ -130,7 +130,7 @@ def test_of_a_hundred_takers_at_once_ten_get_the_ten_units(stock, available, pen
 # --- committing and rolling back
 
 
-def test_settling_a_take_keeps_the_units_out_and_reverting_brings_them_back(stock, available, pending):
+def test_committed_takes_last_and_rolled_back_takes_are_undone(stock, available, pending):
     stock.take("kept", "o", {"A1": 4})
     stock.take("undone", "o", {"A1": 2})
     commit(stock, pending, "kept", {"A1": 4})
@@ -138,14 +138,14 @@ def test_settling_a_take_keeps_the_units_out_and_reverting_brings_them_back(stoc
     assert available() == 6 and pending() == set()
 
 
-def test_a_give_back_adds_nothing_until_it_is_settled(stock, available, pending):
+def test_a_give_back_adds_nothing_until_it_is_committed(stock, available, pending):
     stock.give("back", "o", {"A1": 4})
     assert available() == 10 and pending() == {"back"}
     commit(stock, pending, "back", {"A1": -4})
     assert available() == 14
 
 
-def test_reverting_a_give_back_adds_nothing(stock, available, pending):
+def test_rolling_back_a_give_back_adds_nothing(stock, available, pending):
     stock.give("back", "o", {"A1": 4})
     stock.revert("back", {"A1": -4})
     assert available() == 10 and pending() == set()
@@ -159,7 +159,7 @@ def test_a_give_back_repeated_gives_once(stock, available, pending, database):
     assert available() == 14
 
 
-def test_ending_a_note_again_changes_nothing(stock, available, pending):
+def test_ending_a_pending_move_again_changes_nothing(stock, available, pending):
     stock.take("kept", "o", {"A1": 4})
     commit(stock, pending, "kept", {"A1": 4})
     stock.take("undone", "o", {"A1": 2})
@@ -172,7 +172,7 @@ def test_ending_a_note_again_changes_nothing(stock, available, pending):
     assert (available("A1"), available("B2")) == (6, 8)
 
 
-def test_only_the_note_that_is_meant_ends(stock, pending):
+def test_only_the_pending_move_that_is_meant_ends(stock, pending):
     stock.take("a", "o1", {"A1": 1})
     stock.take("b", "o2", {"A1": 1})
     stock.revert("a", {"A1": 1})
@@ -182,7 +182,7 @@ def test_only_the_note_that_is_meant_ends(stock, pending):
 # --- what the sweep calls
 
 
-def test_old_notes_are_those_made_before_a_moment(stock, database):
+def test_old_pending_moves_are_those_made_before_a_moment(stock, database):
     stock.take("old", "o1", {"A1": 1, "B2": 1})
     stock.take("new", "o2", {"A1": 1})
     long_ago = now() - timedelta(minutes=2)
@@ -194,7 +194,7 @@ def test_old_notes_are_those_made_before_a_moment(stock, database):
 
 
 @pytest.mark.parametrize(("as_committed", "units"), [(True, 6), (False, 10)])
-def test_a_note_of_a_take_ends_either_way_once(stock, available, database, pending, as_committed, units):
+def test_a_pending_take_commits_or_rolls_back_only_once(stock, available, database, pending, as_committed, units):
     stock.take("n", "o", {"A1": 4})
     [move] = database["stock"].find_one({"_id": "A1"})["notes"]
     for _ in range(2):
@@ -203,7 +203,7 @@ def test_a_note_of_a_take_ends_either_way_once(stock, available, database, pendi
 
 
 @pytest.mark.parametrize(("as_committed", "units"), [(True, 14), (False, 10)])
-def test_a_note_of_a_give_back_ends_either_way_once(stock, available, database, as_committed, units):
+def test_a_pending_give_back_commits_or_rolls_back_only_once(stock, available, database, as_committed, units):
     stock.give("n", "o", {"A1": 4})
     [move] = database["stock"].find_one({"_id": "A1"})["notes"]
     for _ in range(2):
@@ -230,7 +230,7 @@ def test_a_line_that_is_short_takes_nothing_of_the_others(stock, available, pend
     assert available() == 10 and pending() == set() and moves.moves() == []
 
 
-def test_a_doubtful_shortage_is_tried_again_and_out_of_stock_at_the_last_try(stock, pending):
+def test_a_doubtful_shortage_is_retried_and_finally_out_of_stock(stock, pending):
     stock.take("other", "o1", {"A1": 8})
     line = [{"sku": "A1", "quantity": 4}]
     with pytest.raises(TryAgain):
@@ -239,7 +239,7 @@ def test_a_doubtful_shortage_is_tried_again_and_out_of_stock_at_the_last_try(sto
     assert pending() == {"other"}
 
 
-def test_moves_are_settled_or_reverted_together(stock, available, pending):
+def test_moves_are_committed_or_rolled_back_together(stock, available, pending):
     for end, units in (("revert", 10), ("settle", 7)):
         moves = StockMoves(stock, ORDER, end, last_try=False)
         moves.take([{"sku": "A1", "quantity": 1}])
@@ -252,7 +252,7 @@ def test_moves_are_settled_or_reverted_together(stock, available, pending):
 HOLDING = {"_id": "o", "steps": [{"moves": [{"note": "n", "sku": "A1", "quantity": 4}]}]}
 
 
-def test_a_give_back_returns_what_recorded_steps_hold_and_nothing_if_nothing(stock, available, pending):
+def test_a_give_back_returns_exactly_what_recorded_steps_hold(stock, available, pending):
     moves = StockMoves(stock, HOLDING, "a", last_try=False)
     moves.give_back()
     assert [(move["sku"], move["quantity"]) for move in moves.moves()] == [("A1", -4)]
@@ -272,7 +272,7 @@ def test_giving_back_twice_in_one_run_gives_back_once(stock, available):
     assert available() == 14 and sum(move["quantity"] for move in moves.moves()) == -4
 
 
-def test_a_handler_that_swallows_an_unknown_outcome_cannot_have_it_recorded(stock, monkeypatch):
+def test_an_unknown_outcome_that_a_handler_swallows_cannot_be_recorded(stock, monkeypatch):
     """Whether the units are held nobody knows; were they recorded as held, a later give-back could make units up."""
     moves = StockMoves(stock, HOLDING, "a", last_try=False)
     for name, call in (("take", lambda: moves.take([{"sku": "A1", "quantity": 1}])), ("give", moves.give_back)):

@@ -55,7 +55,7 @@ def fail(orders, event, handler="shipping", tries=1, wait=2.0, attempt=None):
 # --- create
 
 
-def test_an_order_and_the_event_it_owes_are_one_document(orders, database):
+def test_an_order_and_its_first_event_are_one_document(orders, database):
     document = place(orders)
     assert document == database["orders"].find_one({"_id": document["_id"]})
     assert document["outbox"] == [document["events"][0]["id"]]
@@ -66,7 +66,7 @@ def test_every_order_without_a_key_is_a_new_one(orders):
     assert len({place(orders)["_id"] for _ in range(3)}) == 3
 
 
-def test_the_same_key_and_body_again_is_the_same_order_as_it_is_now(orders):
+def test_the_same_key_and_body_give_the_orders_current_state(orders):
     first = place(orders, key="k1")
     cancelled(orders, first["_id"])
     order = an_order()
@@ -141,7 +141,7 @@ def test_an_order_that_ended_otherwise_cannot_be_cancelled(orders, type):
 # --- record
 
 
-def test_a_recorded_step_announces_what_follows(orders):
+def test_a_recorded_step_puts_what_follows_into_the_outbox(orders):
     created = event_of(place(orders))
     follows = answer(created, "inventory", "inventory_reserved")
     document, where = record(orders, created, "inventory", follows, moves=HELD, attempt="a1")
@@ -151,7 +151,7 @@ def test_a_recorded_step_announces_what_follows(orders):
     assert document["timeline"][-1].items() >= {"event": "inventory_reserved", "by": "inventory"}.items()
 
 
-def test_a_step_that_announces_nothing_is_done_in_the_timeline(orders):
+def test_a_step_that_answers_nothing_is_done_in_the_timeline(orders):
     created = event_of(place(orders))
     document, where = record(orders, created, "audit")
     assert where == "mine" and document["outbox"] == [created.id]
@@ -217,7 +217,7 @@ def test_a_final_status_never_changes(orders):
     assert orders.get(event.subject)["status"] == "processed"
 
 
-def test_an_attempt_that_is_void_never_wins_but_another_may(orders):
+def test_a_fenced_attempt_never_wins_but_another_may(orders):
     created = event_of(place(orders))
     orders.void(created.subject, "a1")
     before = orders.get(created.subject)
@@ -255,7 +255,7 @@ def test_one_write_that_cannot_be_encoded_harms_no_other(orders):
 # --- failures
 
 
-def test_a_failed_try_is_in_the_timeline_with_the_time_of_the_next(orders):
+def test_a_failed_try_shows_with_the_time_of_the_next(orders):
     document, event = reserved(orders)
     fail(orders, event, tries=2, wait=15.0)
     document = orders.get(document["_id"])
@@ -311,7 +311,7 @@ def test_a_failure_written_twice_is_one_line(orders):
 
 
 @pytest.mark.parametrize("wait", [2.0, None])
-def test_a_failure_does_not_count_for_a_step_that_is_done_or_an_order_that_moved_on(orders, wait):
+def test_failures_of_done_or_outdated_steps_do_not_count(orders, wait):
     document, event = reserved(orders)
     record(orders, event, "shipping")
     fail(orders, event, "shipping", wait=wait)
@@ -332,7 +332,7 @@ def test_a_cleared_event_leaves_the_outbox_and_stays_an_event(orders):
     assert len(orders.get(document["_id"])["events"]) == 2
 
 
-def test_the_size_of_the_outbox_counts_events_of_all_orders_and_knows_the_oldest(orders):
+def test_the_outbox_size_covers_all_orders_and_tells_the_oldest(orders):
     assert orders.outbox_size() == (0, None)
     first, _ = reserved(orders)
     second = place(orders)
@@ -346,7 +346,7 @@ def test_the_size_of_the_outbox_counts_events_of_all_orders_and_knows_the_oldest
 # --- what is unfinished and held
 
 
-def test_an_order_owes_the_events_of_its_status_to_whoever_takes_them(orders):
+def test_an_order_has_an_unfinished_step_per_subscriber_until_recorded(orders):
     document = place(orders)
     created = event_of(document)
     assert owed(document, SUBSCRIBERS) == [("inventory", document["events"][0])]
@@ -359,17 +359,17 @@ def test_an_order_owes_the_events_of_its_status_to_whoever_takes_them(orders):
     assert owed(document, SUBSCRIBERS) == []
 
 
-def test_what_is_parked_is_not_owed(orders):
+def test_a_parked_step_is_not_among_the_unfinished_steps(orders):
     document, event = reserved(orders)
     fail(orders, event, wait=None)
     assert owed(orders.get(document["_id"]), SUBSCRIBERS) == []
 
 
-def test_what_nobody_takes_is_not_owed(orders):
+def test_an_event_without_subscribers_makes_no_unfinished_step(orders):
     assert owed(place(orders), {}) == []
 
 
-def test_an_order_holds_what_its_recorded_steps_took_less_what_they_gave_back(orders):
+def test_an_order_holds_its_recorded_takes_minus_recorded_give_backs(orders):
     document, event = reserved(orders)
     assert holdings(document) == {"A1": 2}
     document, _ = record(orders, event, "gifts", moves=[{"note": "g", "sku": "B2", "quantity": 1}] + HELD)
@@ -385,27 +385,27 @@ def open_orders(orders):
     return {document["_id"] for document in orders.due(100, now() + timedelta(days=1))}
 
 
-def test_a_new_order_is_due_ten_seconds_after_it_was_touched(orders):
+def test_a_new_order_is_due_after_ten_seconds_untouched(orders):
     document = place(orders)
     assert orders.due(10, document["touched"] + timedelta(seconds=9.9)) == []
     assert orders.due(10, document["touched"] + timedelta(seconds=10)) == [document]
 
 
-def test_the_orders_that_are_due_longest_come_first_and_only_so_many(orders, database):
+def test_the_orders_due_longest_come_first_up_to_the_limit(orders, database):
     documents = [place(orders) for _ in range(5)]
     for age, document in enumerate(documents):
         database["orders"].update_one({"_id": document["_id"]}, {"$set": {"due": now() - timedelta(hours=age)}})
     assert [found["_id"] for found in orders.due(3, now())] == [documents[n]["_id"] for n in (4, 3, 2)]
 
 
-def test_an_order_is_closed_if_nothing_happened_since_it_was_read(orders):
+def test_an_order_unchanged_since_it_was_read_is_closed(orders):
     document = place(orders)
     orders.write([orders.close(document)])
     assert open_orders(orders) == set()
 
 
 @pytest.mark.parametrize("happened", ["recorded", "cancelled", "failed", "parked"])
-def test_an_order_is_not_closed_if_something_happened_since_it_was_read(orders, happened):
+def test_an_order_changed_since_it_was_read_is_not_closed(orders, happened):
     document, event = reserved(orders)
     if happened == "recorded":
         record(orders, event, "shipping")
@@ -431,23 +431,23 @@ def test_an_order_to_be_looked_at_again_is_due_then(orders):
     assert (document["due"], document["sweeps"]) == (moment, 3)
 
 
-def test_a_void_wins_over_what_is_not_recorded(orders):
+def test_fencing_wins_over_an_attempt_that_is_not_recorded(orders):
     document = place(orders)
     assert orders.void(document["_id"], "a1")["void"] == ["a1"]
     assert orders.void(document["_id"], "a1")["void"] == ["a1"]
 
 
-def test_a_void_loses_to_what_is_recorded(orders):
+def test_fencing_loses_to_an_attempt_that_is_recorded(orders):
     created = event_of(place(orders))
     document, _ = record(orders, created, "inventory", attempt="a1")
     assert orders.void(created.subject, "a1") == document and document["void"] == []
 
 
-def test_the_void_of_an_order_that_is_not_there_is_nothing(orders):
+def test_fencing_an_attempt_of_a_missing_order_does_nothing(orders):
     assert orders.void("0193", "a1") is None
 
 
-def test_waking_all_makes_open_orders_due_and_forgets_what_was_parked(orders):
+def test_waking_all_makes_open_orders_due_and_forgets_parked_steps(orders):
     document, event = reserved(orders)
     fail(orders, event, wait=None)
     shut = place(orders)
