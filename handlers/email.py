@@ -2,9 +2,18 @@
 
 
 def order_confirmed(event, services):
+    _send_mail(event, services)
+
+
+def order_failed(event, services):
+    _send_mail(event, services)
+
+
+def order_cancelled(event, services):
+    _send_mail(event, services)
+
+
+def _send_mail(event, services):
     if "email" in event.order:
         mail = {"token": event.id, "to": event.order["email"], "template": event.type, "order": event.order}
         services.invoke("send_email", mail)
-
-
-order_failed = order_cancelled = order_confirmed

@@ -1,4 +1,8 @@
-"""Hold stock for new orders; give it back when an order fails or is cancelled."""
+"""Hold stock for new orders; give it back when an order fails or is cancelled.
+
+`services.stock.take` holds all lines or none. Where units that others hold for the moment could still cover them it
+raises, and the step is tried again: "out of stock" is final. `give_back` returns all that this order holds.
+"""
 
 from core.events import Event
 

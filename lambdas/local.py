@@ -3,95 +3,83 @@
 import argparse
 import json
 import re
-import signal
+import sys
+import threading
 import traceback
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from types import SimpleNamespace
-from urllib.parse import unquote
+from typing import Any
 from uuid import uuid4
 
+from bottle import Bottle, HTTPResponse, request
+
+from core.http.serving import serve
+from core.running.process import exit_code, stop_on_signal
 from lambdas import make_label, send_email
 
 FUNCTIONS = {"send_email": send_email.handler, "make_label": make_label.handler}
-PATH = re.compile(r"/2015-03-31/functions/(?:[\w:-]+:function:)?([\w-]+)(?::[\w$-]+)?/invocations(?:\?.*)?")
+NAME = re.compile(r"(?:[\w:-]+:function:)?([\w-]+)(?::[\w$-]+)?")  # also as an ARN, also with a version
+THREADS = 64  # functions at once
 
 
-class Server(ThreadingHTTPServer):
-    request_queue_size = 128  # with the default of 5 a burst of connections waits a second
-    daemon_threads = False  # server_close() waits for what is in hand
+class Client:
+    """Stands in for boto3's Lambda client and runs the functions here, so that nothing leaves the machine."""
+
+    def invoke(self, FunctionName: str, Payload: bytes) -> dict[str, Any]:
+        body, error = run(FunctionName, json.loads(Payload))
+        return {"Payload": BytesIO(body.encode()), **error}
 
 
-class Invocation(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1  # headers and body leave in one write
-    disable_nagle_algorithm = True
-    timeout = 3  # seconds a connection may idle, hence the longest that server_close() waits for one
-
-    def do_GET(self) -> None:
-        self._answer(200 if self.path == "/healthz" else 404)
-
-    def do_POST(self) -> None:
-        body, path = self.rfile.read(int(self.headers.get("Content-Length", 0))), PATH.fullmatch(unquote(self.path))
-        if not path or path[1] not in FUNCTIONS:
-            return self._refuse(404, "ResourceNotFoundException", f"Function not found: {self.path}")
-        try:
-            event = json.loads(body or "{}")
-        except ValueError as error:
-            return self._refuse(400, "InvalidRequestContentException", f"Could not parse payload into json: {error}")
-        kind = self.headers.get("X-Amz-Invocation-Type", "RequestResponse")
-        if kind == "DryRun":
-            self._answer(204)
-        elif kind == "Event":
-            self._answer(202, "", "Connection", "close")  # this thread has work to do now
-            run(path[1], event)
-        else:
-            self._answer(200, *run(path[1], event))
-
-    def _refuse(self, status: int, kind: str, text: str) -> None:
-        self._answer(status, json.dumps({"Type": "User", "Message": text}), "x-amzn-errortype", kind)
-
-    def _answer(self, status: int, body: str = "", *header: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body.encode())))
-        if header:
-            self.send_header(*header)
-        self.end_headers()
-        self.wfile.write(body.encode())
-        self.wfile.flush()
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: who invokes logs what came of it."""
+def make_app() -> Bottle:
+    """The Invoke API as a WSGI app."""
+    app = Bottle()
+    app.get("/healthz", callback=lambda: "")
+    app.post("/2015-03-31/functions/<name:path>/invocations", callback=invoke)
+    return app
 
 
-def run(name: str, event: dict) -> tuple[str, ...]:
-    """Call a function as Lambda does: its answer, or its error and the header that tells."""
+def invoke(name: str) -> HTTPResponse:
+    """One call, by its invocation type: RequestResponse, Event or DryRun."""
+    match = NAME.fullmatch(name)
+    if not match or match[1] not in FUNCTIONS:
+        return _refuse(404, "ResourceNotFoundException", f"Function not found: {name}")
+    try:
+        event = json.loads(request.body.read() or b"{}")
+    except ValueError as error:
+        return _refuse(400, "InvalidRequestContentException", f"Could not parse payload into json: {error}")
+    kind = request.get_header("X-Amz-Invocation-Type", "RequestResponse")
+    if kind == "Event":
+        threading.Thread(target=run, args=[match[1], event]).start()
+    if kind != "RequestResponse":
+        return HTTPResponse(status=202 if kind == "Event" else 204)
+    body, failure = run(match[1], event)
+    return HTTPResponse(body, **({"X-Amz-Function-Error": failure["FunctionError"]} if failure else {}))
+
+
+def run(name: str, event: dict) -> tuple[str, dict[str, str]]:
+    """Call a function as Lambda does: its answer as JSON; {"FunctionError": ...} as well where it raised."""
     context = SimpleNamespace(function_name=name, aws_request_id=str(uuid4()))
     context.get_remaining_time_in_millis = lambda: 30_000  # nothing here stops a slow one
     try:
-        return (json.dumps(FUNCTIONS[name](event, context)),)
+        return json.dumps(FUNCTIONS[name](event, context)), {}
     except Exception as error:
-        told = {"errorMessage": str(error), "errorType": type(error).__name__, "requestId": context.aws_request_id}
-        trace = traceback.format_tb(error.__traceback__)
-        return json.dumps({**told, "stackTrace": trace}), "X-Amz-Function-Error", "Unhandled"
+        what = {"errorMessage": str(error), "errorType": type(error).__name__, "requestId": context.aws_request_id}
+        stack = traceback.format_tb(error.__traceback__)
+        return json.dumps({**what, "stackTrace": stack}), {"FunctionError": "Unhandled"}
 
 
-def serve(host: str, port: int) -> ThreadingHTTPServer:
-    """A listening server: run serve_forever() in a thread; shutdown() and server_close() end it and what is in hand."""
-    return Server((host, port), Invocation)
+def _refuse(status: int, kind: str, message: str) -> HTTPResponse:
+    return HTTPResponse(json.dumps({"Type": "User", "Message": message}), status, x_amzn_errortype=kind)
 
 
 def main() -> None:
+    """Serve until SIGTERM or SIGINT; what is in hand is finished."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=9001)
     parser.add_argument("--host", default="127.0.0.1")
-    for number in (signal.SIGTERM, signal.SIGINT):  # a shell starts what runs in the background with SIGINT ignored
-        signal.signal(number, signal.default_int_handler)
-    options = parser.parse_args()
-    with serve(options.host, options.port) as server, suppress(KeyboardInterrupt):
-        print(f"lambdas on http://{options.host}:{server.server_port}", flush=True)
-        server.serve_forever()
+    args = parser.parse_args()
+    serve(make_app(), args.host, args.port, THREADS, stop_on_signal(), lambda at: print(f"lambdas on {at}", flush=True))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))  # which waits for an Event that is running

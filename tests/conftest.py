@@ -10,8 +10,8 @@ import os
 import pika
 import pytest
 
-from core.bus import main_queue
-from core.publisher import parameters
+from core.bus.link import parameters
+from core.bus.topology import main_queue
 from tests.support.servers import STANDARD, NamedServer, StoreServer, channel_to, delete_queues, used
 
 DEFAULT_BROKER = "amqp://guest:guest@127.0.0.1:5672/%2F"
@@ -83,6 +83,6 @@ def pytest_sessionfinish(session):
 
 
 def pytest_terminal_summary(terminalreporter):
-    used.add("carrier: in-process")
+    used.add("carrier: memory")
     used.add("store: mongomock")
     terminalreporter.write_line("ran on " + ", ".join(sorted(used)))

@@ -8,7 +8,9 @@ import logging
 import uuid
 from types import SimpleNamespace
 
-from core.events import STATUS, Event, created_by_api, new_traceparent
+from core.base.ids import new_traceparent
+from core.order.events import Event, make_event
+from core.order.state_machine import TRANSITIONS
 
 ORDER = {
     "id": "01939e5a-0000-7000-8000-000000000001",
@@ -25,10 +27,11 @@ ORDER = {
 
 def event(type: str, order: dict | None = None, **data) -> Event:
     """An event as a handler gets it; `order` overrides fields of a sample order."""
-    made = created_by_api("order_created", ORDER["id"], new_traceparent(), str(uuid.uuid4()))
-    made.type, made.orderstatus = type, STATUS.get(type, "pending")
-    made.data = {"order": {**ORDER, **(order or {})}, **data}
-    return made
+    whole = {"order": {**ORDER, **(order or {})}, **data}
+    return make_event(
+        type, whole, id=str(uuid.uuid4()), source="/orderproc/api", subject=ORDER["id"],
+        orderstatus=TRANSITIONS[type].leaves if type in TRANSITIONS else "pending", traceparent=new_traceparent(),
+    )  # fmt: skip
 
 
 class FakeStock:

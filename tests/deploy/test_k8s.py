@@ -8,9 +8,11 @@ import pytest
 import yaml
 
 import consumer
-import orderproc
-from core.bus import main_queue
-from core.settings import DEMO, ROOT, VARIABLES, digest, load
+from core.base.ids import digest
+from core.base.settings import DEMO, ROOT, VARIABLES, load
+from core.bus.topology import main_queue
+from core.http.serving import DRAIN_SECONDS
+from core.running.discovery import discover
 
 TEXT = (ROOT / "k8s.yaml").read_text()
 OBJECTS = list(yaml.safe_load_all(TEXT))
@@ -114,7 +116,7 @@ def test_each_pod_gets_the_secrets_it_needs_and_no_other():
 
 def test_every_handler_is_run_by_exactly_one_deployment():
     run = [handler for name in ("consumer", "email") for handler in load(environment(name)).handlers]
-    assert sorted(run) == sorted(consumer.discover(ROOT / "handlers"))
+    assert sorted(run) == sorted(discover(ROOT / "handlers"))
 
 
 def test_the_urls_name_the_services_and_users_of_the_servers():
@@ -246,9 +248,7 @@ def test_every_pod_is_restricted_and_probed_and_can_be_drained(name):
     assert budget == {"maxUnavailable": 1, "unhealthyPodEvictionPolicy": "AlwaysAllow"}
 
 
-@pytest.mark.parametrize(
-    ("name", "drain"), [("api", orderproc.DRAIN_SECONDS), *[(n, consumer.GRACE) for n in OURS[1:]]]
-)
+@pytest.mark.parametrize(("name", "drain"), [("api", DRAIN_SECONDS), *[(n, consumer.GRACE) for n in OURS[1:]]])
 def test_a_pod_gets_time_to_drain_and_is_replaced_beforehand(name, drain):
     pause = container(name).get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
     assert pod(name)["terminationGracePeriodSeconds"] >= pause + drain + 5

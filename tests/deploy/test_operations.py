@@ -3,15 +3,20 @@
 import copy
 import re
 from datetime import timedelta
+from typing import get_args
 
 import pytest
 import yaml
 from prometheus_client import REGISTRY
 
-import consumer
-from core.events import FINAL, now
-from core.settings import ROOT, VARIABLES
-from core.store import EPOCH, view
+from core.base.ids import now
+from core.base.settings import ROOT, VARIABLES
+from core.bus.bus import PublishOutcome
+from core.order.state_machine import FINAL, STATUSES, Outcome
+from core.order.view import view
+from core.running.discovery import discover
+from core.store.orders import EPOCH
+from tests.support.api import Shop
 from tests.support.consumer import Desk, run_command
 from tests.support.samples import place
 from tools.chaos.system import wait_for
@@ -26,6 +31,13 @@ METRICS = {
     metric._name + "_total" * (metric._type == "counter"): metric
     for metric in REGISTRY._collector_to_names
     if getattr(metric, "_name", "").startswith("orderproc_")
+}
+VALUES = {  # (metric, label): what the program sets it to
+    ("orderproc_events_total", "outcome"): {"published", *get_args(PublishOutcome)} - {"unsent"},
+    ("orderproc_deliveries_total", "outcome"): set(get_args(Outcome)),
+    ("orderproc_orders_total", "status"): set(STATUSES),
+    ("orderproc_http_request_seconds_count", "route"): {route.rule for route in Shop().app.routes},
+    ("orderproc_http_request_seconds_bucket", "route"): {route.rule for route in Shop().app.routes},
 }
 PROMETHEUS_ADDS = {"le", "job", "instance"}
 NOT_SETTINGS = {"BACKUP_URL", "MONGODB_USER", "MONGODB_PASSWORD"}  # of the database, not of our processes
@@ -63,9 +75,23 @@ def test_a_query_uses_metrics_and_labels_that_exist(query):
 
 @pytest.mark.parametrize("name", RULES)
 def test_an_alert_asks_only_for_outcomes_and_routes_that_exist(name):
-    source = "".join((ROOT / file).read_text() for file in ("consumer.py", "core/outbox.py", "core/telemetry.py"))
-    named = re.findall(r'(?:outcome|route) ?[!=]~?"([^"]*)"', RULES[name]["expr"])
-    assert {value for values in named for value in values.split("|") if f'"{value}"' not in source} == set()
+    for metric, selectors in re.findall(r"(orderproc_\w+)\{([^}]*)\}", RULES[name]["expr"]):
+        for label, values in re.findall(r'(outcome|route|status) ?[!=]~?"([^"]*)"', selectors):
+            if not metric.startswith("orderproc_http") or label != "status":  # any number is a status of HTTP
+                assert set(values.split("|")) <= VALUES[metric, label]
+
+
+def test_the_table_explains_every_outcome_and_no_other():
+    for metric in ("orderproc_events_total", "orderproc_deliveries_total"):
+        [meaning] = re.findall(rf"^\| `{metric}\S+ \| [^|]* \| ([^|]*) \|", TEXT, re.MULTILINE)
+        assert set(re.findall(r"`(\w+)`", meaning)) == VALUES[metric, "outcome"]
+
+
+def test_every_message_that_is_quoted_exists():
+    source = "".join(path.read_text() for path in [*ROOT.glob("*.py"), *(ROOT / "core").rglob("*.py")])
+    prose = " ".join(re.sub(r"```.*?```|`[^`]*`", "", TEXT, flags=re.DOTALL).split())
+    quoted = set(re.findall(r'"([a-z]+(?: [a-z]+)+)"', prose))
+    assert len(quoted) >= 8 and {message for message in quoted if f'"{message}' not in source} == set()
 
 
 def test_the_rule_tests_use_existing_metrics_and_try_every_alert():
@@ -149,7 +175,7 @@ def first_id(before) -> str:
 @pytest.fixture
 def desk():
     """The three handlers, without retries. `pump` delivers what was published."""
-    return Desk(delays="", stock={"A1": 10}, **consumer.discover(ROOT / "handlers"))
+    return Desk(delays="", stock={"A1": 10}, **discover(ROOT / "handlers"))
 
 
 def publish(desk: Desk, **fields) -> str:
@@ -171,7 +197,7 @@ def effects(desk: Desk) -> set[tuple[str, str]]:
 
 def test_pruning_deletes_only_old_orders_that_ended_with_nothing_parked(desk):
     done, cancelled = publish(desk), publish(desk)
-    desk.outbox.announce(desk.cancel(cancelled))
+    desk.outbox.publish_pending(desk.cancel(cancelled))
     desk.pump()
     desk.functions.failing = "send_email"
     parked = publish(desk)  # processed, but its mail is unfinished
@@ -219,7 +245,7 @@ def test_the_documented_command_resends_orders_whose_parked_messages_are_lost(de
     found = desk.database["orders"].update_many(from_the_document("parked"), from_the_document("again"))
     assert found.modified_count == 1
     desk.sweep.round()
-    assert [(message.type, message.queue) for message in desk.bus.sent] == [("inventory_reserved", "orders.shipping")]
+    assert [(message.type, message.handler) for message in desk.bus.sent] == [("inventory_reserved", "shipping")]
     desk.pump()
     assert desk.status(parked) == "processed" == desk.status(done)
     assert "parked" not in view(desk.orders.get(parked))
@@ -237,9 +263,14 @@ def test_a_restored_store_ends_its_orders_and_repeats_no_effect(desk):
     for name, documents in backup.items():
         desk.database[name].delete_many({})
         desk.database[name].insert_many(documents)
-    desk.deliver(messages)  # the broker is newer: it has everything of both orders
-    dead = [message for message in desk.bus.drain() if message.queue.endswith(".dead")]
-    assert dead and {message.headers["error"] for message in dead} == {f"there is no order {late}"}
+    parked = set()
+    for handler, message in messages:  # the broker is newer: it has everything of both orders
+        delivery = desk.give(handler, message.body)
+        wait_for(lambda delivery=delivery: delivery.ends, what=f"the end of {message.type}")
+        assert len(delivery.ends) == 1 and delivery.end in ("ack", "park")
+        parked |= {delivery.ends[0]} - {("ack",)}
+    desk.bus.drain()
+    assert parked == {("park", f"there is no order {late}", 1)}
     close_what_is_finished(desk, timedelta(minutes=2))
     desk.pump()
     assert desk.status(early) == "processed" and desk.orders.get(late) is None

@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from core.settings import ROOT
+from core.base.settings import ROOT
 
 TEXT = (ROOT / ".github/workflows/ci.yml").read_text()
 JOBS = yaml.safe_load(TEXT)["jobs"]

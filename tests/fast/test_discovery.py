@@ -2,9 +2,9 @@
 
 import pytest
 
-from consumer import BadHandler, describe, discover
+from core.base.settings import ROOT, SettingInvalid
 from core.events import Event
-from core.settings import ROOT, BadSetting
+from core.running.discovery import HandlerInvalid, describe, discover
 from tests.fakes import event, services
 from tests.support.consumer import run_command, write_handlers
 
@@ -18,7 +18,7 @@ def folder(tmp_path):
 
 def refusal(folder, wanted=(), **handlers: str) -> str:
     """The one line that the start is refused with."""
-    with pytest.raises(BadSetting) as refused:
+    with pytest.raises(SettingInvalid) as refused:
         discover(write_handlers(folder, **handlers), wanted)
     text = str(refused.value)
     assert text and "\n" not in text
@@ -41,11 +41,12 @@ def test_one_file_dropped_into_the_folder_is_a_handler(folder):
     assert found["loyalty"]["order_confirmed"](event("order_confirmed"), services()) is None
 
 
-def test_helpers_imported_functions_classes_and_values_are_not_taken(folder):
+def test_helpers_imports_classes_and_values_are_no_event_functions(folder):
     source = """
 import json
 from json import dumps
-from core.events import Event, near
+from core.events import Event
+from core.order.schemas import nearest
 from handlers.email import order_failed, order_cancelled
 
 LIMIT = 3
@@ -74,7 +75,7 @@ def test_a_second_name_for_a_function_takes_a_second_event(folder):
 
 def test_files_with_a_leading_underscore_and_other_files_are_ignored(folder):
     write_handlers(folder, email=GOOD, _shared="this is no python", __init__="nor this")
-    folder.joinpath("README.md").write_text("notes")
+    folder.joinpath("README.md").write_text("about the handlers")
     assert list(discover(folder)) == ["email"]
 
 
@@ -146,7 +147,7 @@ def test_an_unknown_name_in_handlers_names_the_near_match(folder):
 def test_a_folder_without_handlers_says_which_variable_names_it(folder, there):
     if there:
         folder.mkdir()
-    with pytest.raises(BadHandler, match="HANDLERS_DIR") as refused:
+    with pytest.raises(HandlerInvalid, match="HANDLERS_DIR") as refused:
         discover(folder)
     assert str(folder) in str(refused.value)
 

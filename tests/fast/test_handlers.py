@@ -22,7 +22,7 @@ def test_inventory_fails_an_order_without_stock_and_holds_nothing():
     assert given.stock.units == {"A1": 1}
 
 
-def test_an_unknown_sku_is_told_before_one_out_of_stock():
+def test_an_unknown_sku_comes_before_one_out_of_stock():
     items = [{"sku": "A1", "quantity": 2, "price": 1}, {"sku": "Z9", "quantity": 1, "price": 1}]
     answer = inventory.order_created(event("order_created", {"items": items}), services(stock={"A1": 1}))
     assert answer.data == {"reason": "unknown_sku"}

@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-import consumer
-from core.bus import Delivery
-from core.localbus import LocalBus
-from core.settings import ROOT
-from core.store import holdings
+from core.base.settings import ROOT
+from core.bus.bus import Delivery
+from core.bus.memory import MemoryBus
+from core.order.state_machine import holdings
+from core.running.discovery import discover
 from tests.support.buses import Running
-from tests.support.consumer import Desk
+from tests.support.consumer import Desk, HandDelivery
 from tests.support.samples import place
 from tests.support.simulator import Simulation
 from tools.chaos.system import wait_for
@@ -64,13 +64,12 @@ def sell(desk: Desk, count: int, deliveries: int) -> Counter:
     def deliver(delivery: Delivery) -> None:
         desk.worker.deliver(delivery)
         for _ in range(1, deliveries):
-            again = Delivery(delivery.handler, delivery.body, delivery.id, delivery.tries, end=lambda acked: None)
-            desk.worker.deliver(again)
+            desk.worker.deliver(HandDelivery(delivery.handler, delivery.id, delivery.body, delivery.tries))
 
-    session = Running(desk.bus, desk.topology, deliver=deliver)
+    session = Running(desk.bus, desk.subscriptions, deliver=deliver)
     with ThreadPoolExecutor(32) as crowd:
         for _ in range(count):
-            crowd.submit(lambda: desk.outbox.announce(place(desk.orders, quantity=1)))
+            crowd.submit(lambda: desk.outbox.publish_pending(place(desk.orders, quantity=1)))
     wait_for(lambda: desk.database["orders"].count_documents({"status": {"$ne": "pending"}}) == count, 60)
     wait_for(lambda: not desk.pending_moves(), 10)
     session.end()
@@ -80,7 +79,7 @@ def sell(desk: Desk, count: int, deliveries: int) -> Counter:
 def a_desk(units: int) -> Desk:
     """With the handlers that `make run` has."""
     delays = "0.05,0.1,0.2,0.4,0.8,1.6,3.2"
-    return Desk(LocalBus(), delays=delays, stock={"A1": units}, **consumer.discover(ROOT / "handlers"))
+    return Desk(MemoryBus(), delays=delays, stock={"A1": units}, **discover(ROOT / "handlers"))
 
 
 @pytest.mark.parametrize("deliveries", [1, 2])

@@ -1,4 +1,4 @@
-"""The local runtime, called by the client that calls AWS: boto3."""
+"""The local runtime, called by the client that calls AWS, boto3, and by the one that stands in for it in `make run`."""
 
 import http.client
 import json
@@ -10,11 +10,15 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 from botocore.exceptions import ClientError
 
+from core.flow.services import FunctionFailed, Functions
+from core.http.serving import serve
 from lambdas import local
 from tests.support.lambda_runtimes import connect, keep_to
 
@@ -27,19 +31,39 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def server():
-    with local.serve("127.0.0.1", 0) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-        yield server
-        server.shutdown()
+@contextmanager
+def serving(port: int = 0):
+    """The runtime on a thread, as `main` serves it; gives its address."""
+    addresses, stop = SimpleQueue(), threading.Event()
+    args = local.make_app(), "127.0.0.1", port, local.THREADS, stop, addresses.put
+    thread = threading.Thread(target=serve, args=args)
+    thread.start()
+    try:
+        yield addresses.get(timeout=10)
+    finally:
+        stop.set()
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 @pytest.fixture
-def client(server):
-    with_keys = connect(f"http://127.0.0.1:{server.server_port}")
+def address():
+    with serving() as address:
+        yield address
+
+
+@pytest.fixture
+def talk(address):
+    """A plain connection to the runtime."""
+    with closing(http.client.HTTPConnection(address.removeprefix("http://"), timeout=10)) as connection:
+        yield connection
+
+
+@pytest.fixture
+def client(address):
+    with_keys = connect(address)
     yield with_keys
-    with_keys.close()  # else the server waits until the idle connections time out
+    with_keys.close()
 
 
 def invoke(client, name, payload, **more):
@@ -147,39 +171,66 @@ def test_a_function_gets_a_context_like_that_of_lambda(client, monkeypatch):
     assert first[0] == "make_label" and first[1] != second[1] and first[2] > 0
 
 
-def test_one_connection_serves_many_requests_without_waiting(server):
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
-    started = time.monotonic()
+def test_one_connection_serves_many_requests_without_waiting(talk):
+    ports, started = set(), time.monotonic()
     for _ in range(50):
-        connection.request("POST", "/2015-03-31/functions/make_label/invocations", b"{}")
-        answer = connection.getresponse()
+        talk.request("POST", "/2015-03-31/functions/make_label/invocations", b"{}")
+        answer = talk.getresponse()
         assert (answer.status, b"KeyError" in answer.read(), answer.version) == (200, True, 11)
-        port = connection.sock.getsockname()[1]
-    assert connection.sock.getsockname()[1] == port
+        ports.add(talk.sock.getsockname()[1])
+    assert len(ports) == 1
     assert time.monotonic() - started < 1  # a delayed write would cost 40 ms each
-    connection.close()
 
 
-def test_it_says_that_it_is_well(server):
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
-    connection.request("GET", "/healthz")
-    assert connection.getresponse().status == 200
-    connection.close()
+def test_healthz_is_200(talk):
+    talk.request("GET", "/healthz")
+    assert talk.getresponse().status == 200
 
 
-def test_other_paths_are_not_found(server):
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
+def test_other_paths_are_not_found(talk):
     for method, path in [("GET", "/"), ("POST", "/"), ("POST", "/2015-03-31/functions/make_label/invocations/x")]:
-        connection.request(method, path)
-        answer = connection.getresponse()
+        talk.request(method, path)
+        answer = talk.getresponse()
         answer.read()
         assert answer.status == 404
-    connection.close()
+
+
+# --- without HTTP, as `make run` has it
+
+
+def test_the_in_process_client_writes_where_boto3s_does(folder):
+    assert invoke(local.Client(), "make_label", make("order-1"))["Payload"]["carrier"] == "ACME Parcel"
+    assert (folder / "labels/order-1.svg").exists()
+
+
+@pytest.mark.parametrize(
+    "payload", [make("order-1"), {"action": "print", "token": "order-1"}, make("../order-1"), {}, None, b"null"]
+)
+def test_the_in_process_client_answers_as_boto3_does(client, payload):
+    answers = [invoke(each, "make_label", payload) for each in (client, local.Client())]
+    for answer in answers:
+        if "FunctionError" in answer:
+            assert answer["Payload"].pop("requestId")
+            assert any("make_label.py" in line for line in answer["Payload"].pop("stackTrace"))
+    one, two = ({name: answer.get(name) for name in ("Payload", "FunctionError")} for answer in answers)
+    assert one == two
+
+
+def test_what_handlers_invoke_in_process_fails_as_on_aws():
+    functions = Functions(local.Client(), make_label="make_label", send_email="mail-of-another-name")
+    assert functions.invoke("make_label", make("order-1"))["trackingNumber"]
+    with pytest.raises(FunctionFailed, match="make_label: ValueError"):
+        functions.invoke("make_label", make("../order-1"))
+    with pytest.raises(FunctionFailed, match="send_email: KeyError"):
+        functions.invoke("send_email", {})
+
+
+# --- the process
 
 
 def test_port_0_is_any_free_port():
-    with local.serve("127.0.0.1", 0) as one, local.serve("127.0.0.1", 0) as two:
-        assert 0 != one.server_port != two.server_port
+    with serving(0) as one, serving(0) as two:
+        assert one != two and not {one, two} & {"http://127.0.0.1:0"}
 
 
 def test_importing_it_loads_no_boto3_and_starts_nothing():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.money import LARGEST_TOTAL, currencies, from_minor, to_minor
+from core.order.money import LARGEST_TOTAL, currencies, from_minor, to_minor
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import uuid
 import pytest
 from jsonschema import Draft202012Validator
 
-from core.settings import ROOT
-from core.store import StoreAway
+from core.base.settings import ROOT
+from core.store.connection import StoreUnavailable
 from tests.support.api import ORDER, Client, Shop
 from tests.support.samples import ADDRESS
 
@@ -23,7 +23,7 @@ def plain(path):
 
 
 def resolved(node):
-    """The spec's node with references followed and OpenAPI 3.0's `nullable` said as JSON Schema says it."""
+    """The spec's node with references followed and OpenAPI 3.0's `nullable` written as JSON Schema writes it."""
     if isinstance(node, list):
         return [resolved(each) for each in node]
     if not isinstance(node, dict):
@@ -82,7 +82,7 @@ def provoke(shop, monkeypatch):
         (shop.reader, "POST", f"{one}/cancel", None, {}), (shop.client, "POST", f"{gone}/cancel", None, {}),
         (shop.client, "POST", f"/orders/{final}/cancel", None, {}),
         (shop.client, "GET", "/stock", None, {}), (shop.client, "GET", "/stock?limit=1", None, {}),
-        (shop.client, "GET", "/stock?cursor=x", None, {}), (shop.nobody, "GET", "/stock", None, {}),
+        (shop.client, "GET", "/stock?cursor=-", None, {}), (shop.nobody, "GET", "/stock", None, {}),
         (shop.client, "GET", "/stock/A1", None, {}), (shop.client, "GET", "/stock/none", None, {}),
         (shop.client, "GET", "/stock/A1?x=1", None, {}), (shop.nobody, "GET", "/stock/A1", None, {}),
         (shop.admin, "PUT", "/stock/A1", {"available": 1}, {}), (shop.admin, "PUT", "/stock/A1", {}, {}),
@@ -97,7 +97,7 @@ def provoke(shop, monkeypatch):
         yield method, path.partition("?")[0], client(method, path, body, **headers)
 
     def away(*args):
-        raise StoreAway
+        raise StoreUnavailable
 
     for part, names in ((shop.orders, ("create", "get", "page", "cancel")), (shop.stock, ("get", "page", "put"))):
         for name in names:
@@ -108,7 +108,7 @@ def provoke(shop, monkeypatch):
     ]:  # fmt: skip
         yield method, path, shop.admin(method, path, body)
     down = Shop()
-    monkeypatch.setattr(down.orders, "ping", lambda: False)
+    down.break_store(StoreUnavailable())
     yield "GET", "/readyz", down.nobody("GET", "/readyz")
 
 

@@ -339,7 +339,7 @@ WRONG = [
     ("data/order/items/0/quantity", "2"),
     ("data/order/total", "44.98"),
 ]
-UNKNOWN = ["partitionkey", "data/note", "data/order/note", "data/order/items/0/note"]
+UNKNOWN = ["partitionkey", "data/remark", "data/order/remark", "data/order/items/0/remark"]
 
 
 @pytest.mark.parametrize("type", EVENT_TYPES)

@@ -5,12 +5,13 @@ from datetime import timedelta
 import pytest
 from prometheus_client import REGISTRY
 
-from core import store
-from core.events import now
-from core.store import step_name
-from core.sweep import FULL_QUEUE, patience
+from core.base.ids import now
+from core.flow.sweep import CROWDED, patience
+from core.order.state_machine import step_name
+from core.order.view import view
+from core.store.connection import StoreUnavailable
 from tests.support.consumer import Desk
-from tests.support.samples import LABEL, an_attempt, answer, api_event, event_of, place
+from tests.support.samples import LABEL, an_attempt, answer, event_of, place
 from tools.chaos.system import wait_for
 
 ENDED = dict.fromkeys(["order_failed", "order_cancelled"])
@@ -28,8 +29,8 @@ def shop():
 
 
 def sent(shop) -> list[tuple[str, str]]:
-    """(type, queue) of what was published since the last time."""
-    return [(message.type, message.queue) for message in shop.bus.drain()]
+    """(type, handler) of what was published since the last time; no handler: to all subscribers."""
+    return [(message.type, message.handler) for message in shop.bus.drain()]
 
 
 def after(shop, seconds: float) -> list[tuple[str, str]]:
@@ -78,14 +79,14 @@ def test_a_waiting_outbox_event_is_published_after_ten_untouched_seconds(shop):
 
 
 def test_an_unroutable_event_is_published_every_ten_seconds(shop):
-    shop.bus.outcome = "returned"
+    shop.bus.outcome = "unroutable"
     document = place(shop.orders)
     assert [after(shop, 10) for _ in range(3)] == [[("order_created", "")]] * 3
     assert shop.orders.get(document["_id"])["outbox"] == [document["events"][0]["id"]]
 
 
 def test_a_published_event_is_not_also_sent_to_its_subscribers(shop):
-    shop.bus.outcome = "returned"
+    shop.bus.outcome = "unroutable"
     place(shop.orders)
     assert after(shop, 3600) == [("order_created", "")]
 
@@ -95,9 +96,7 @@ def test_a_published_event_is_not_also_sent_to_its_subscribers(shop):
 
 def test_unfinished_steps_are_resent_after_sixty_seconds_and_ever_later(shop):
     published(shop, place(shop.orders))
-    sent_after = [
-        seconds for seconds in range(10, 7210, 10) if after(shop, 10) == [("order_created", "orders.inventory")]
-    ]
+    sent_after = [seconds for seconds in range(10, 7210, 10) if after(shop, 10) == [("order_created", "inventory")]]
     assert sent_after == [60, 120, 240, 480, 960, 1920, 3720, 5520]
 
 
@@ -111,36 +110,36 @@ def test_whatever_happens_to_an_order_starts_its_patience_anew(shop):
     assert after(shop, 60) and after(shop, 60)
     record(shop, created, "inventory", answer(created, "inventory", "inventory_reserved"))
     assert after(shop, 59) == []
-    assert after(shop, 1) == [("inventory_reserved", "orders.shipping")]
+    assert after(shop, 1) == [("inventory_reserved", "shipping")]
 
 
 def test_only_the_handlers_that_miss_an_event_get_it_again(shop):
     document = published(shop, place(shop.orders))
-    ended = published(shop, shop.orders.cancel(document["_id"], api_event("order_cancelled", document["_id"]))[0])
+    ended = published(shop, shop.cancel(document["_id"]))
     record(shop, event_of(ended), "inventory")
-    assert after(shop, 60) == [("order_cancelled", "orders.shipping"), ("order_cancelled", "orders.email")]
+    assert after(shop, 60) == [("order_cancelled", "shipping"), ("order_cancelled", "email")]
 
 
 def test_a_final_order_still_gets_its_mail(shop):
     document = shipped(shop)
-    assert after(shop, 60) == [("order_confirmed", "orders.email")]
+    assert after(shop, 60) == [("order_confirmed", "email")]
     assert is_open(shop, document)
 
 
 def test_a_queue_that_is_long_gets_nothing_more(shop):
     published(shop, place(shop.orders))
-    shop.bus.depths["orders.inventory"] = FULL_QUEUE + 1
+    shop.bus.depths["inventory"] = CROWDED + 1
     assert [after(shop, 60), after(shop, 60)] == [[], []]
-    shop.bus.depths["orders.inventory"] = FULL_QUEUE
-    assert after(shop, 10) == [("order_created", "orders.inventory")]
+    shop.bus.depths["inventory"] = CROWDED
+    assert after(shop, 10) == [("order_created", "inventory")]
 
 
 @pytest.mark.parametrize("full", ["inventory", "shipping", "email"])
 def test_one_long_queue_holds_up_no_other_and_doubles_nothing(shop, full):
     document = published(shop, place(shop.orders))
-    published(shop, shop.orders.cancel(document["_id"], api_event("order_cancelled", document["_id"]))[0])
-    shop.bus.depths[f"orders.{full}"] = 5000
-    others = [("order_cancelled", f"orders.{name}") for name in HANDLERS if name != full]
+    published(shop, shop.cancel(document["_id"]))
+    shop.bus.depths[full] = 5000
+    others = [("order_cancelled", name) for name in HANDLERS if name != full]
     assert [after(shop, 60), after(shop, 10), after(shop, 10)] == [others, [], []]
 
 
@@ -148,7 +147,7 @@ def test_a_failed_try_counts_as_touched_until_the_next_try(shop):
     created = event_of(published(shop, place(shop.orders)))
     shop.orders.record_failure(created, step_name("inventory", created.id), an_attempt(), 1, "TimeoutError", 90)
     assert after(shop, 149) == []
-    assert after(shop, 1) == [("order_created", "orders.inventory")]
+    assert after(shop, 1) == [("order_created", "inventory")]
 
 
 def test_a_parked_step_keeps_its_order_open_without_being_resent(shop):
@@ -178,13 +177,14 @@ def test_an_order_without_unfinished_steps_is_closed(shop):
 def test_an_order_that_something_happened_to_meanwhile_is_not_closed(shop, monkeypatch):
     document = shipped(shop)
     document = record(shop, event_of(document), "email")
-    close = shop.orders.close
+    look_again = shop.orders.look_again
 
-    def close_late(read):
+    def look_again_late(read, due, *more):
+        assert due is None, "it is to be closed"
         shop.database["orders"].update_one({"_id": read["_id"]}, {"$inc": {"rev": 1}})
-        return close(read)
+        return look_again(read, due, *more)
 
-    monkeypatch.setattr(shop.orders, "close", close_late)
+    monkeypatch.setattr(shop.orders, "look_again", look_again_late)
     assert after(shop, 10) == [] and is_open(shop, document)
 
 
@@ -193,7 +193,7 @@ def test_an_event_waiting_in_an_outbox_keeps_its_order_open(shop):
     shop.database["orders"].update_one({"_id": document["_id"]}, {"$set": {"outbox": [document["events"][0]["id"]]}})
     record_mail = event_of(document)
     shop.orders.record(record_mail, step_name("email", record_mail.id), an_attempt(), [], [])
-    shop.bus.outcome = "nacked"
+    shop.bus.outcome = "unsent"
     after(shop, 10)
     assert is_open(shop, document)
 
@@ -203,7 +203,7 @@ def test_pending_orders_without_unfinished_steps_are_closed_and_can_reopen(shop)
     document = record(shop, created, "inventory")
     after(shop, 10)
     assert not is_open(shop, document)
-    shop.orders.cancel(document["_id"], api_event("order_cancelled", document["_id"]))
+    shop.cancel(document["_id"])
     assert after(shop, 10) == [("order_cancelled", "")]
 
 
@@ -213,7 +213,7 @@ def test_pending_orders_without_unfinished_steps_are_closed_and_can_reopen(shop)
 def take(shop, document, attempt, units=4) -> list[dict]:
     """Have an attempt take units; gives the moves that its order is to record."""
     shop.stock.take(f"{attempt}.0", document["_id"], {"A1": units})
-    return [{"note": f"{attempt}.0", "sku": "A1", "quantity": units}]
+    return [{"move": f"{attempt}.0", "sku": "A1", "quantity": units}]
 
 
 def test_a_pending_move_is_left_alone_for_sixty_seconds(shop):
@@ -228,17 +228,17 @@ def test_the_old_pending_move_of_a_recorded_attempt_is_committed(shop):
     document = place(shop.orders)
     record(shop, event_of(document), "inventory", moves=take(shop, document, "a1"), attempt="a1")
     after(shop, 61)
-    assert shop.pending_moves() == [] and shop.available() == 6
-    assert shop.orders.get(document["_id"])["void"] == []
+    wait_for(lambda: shop.pending_moves() == [] and shop.available() == 6)
+    assert shop.orders.get(document["_id"])["fenced"] == []
 
 
 def test_an_old_pending_give_back_that_was_recorded_is_committed(shop):
     document = place(shop.orders)
-    shop.stock.give("a1.0", document["_id"], {"A1": 4})
-    moves = [{"note": "a1.0", "sku": "A1", "quantity": -4}]
+    shop.stock.give_back("a1.0", document["_id"], {"A1": 4})
+    moves = [{"move": "a1.0", "sku": "A1", "quantity": -4}]
     record(shop, event_of(document), "inventory", moves=moves, attempt="a1")
     after(shop, 61)
-    assert shop.pending_moves() == [] and shop.available() == 14
+    wait_for(lambda: shop.pending_moves() == [] and shop.available() == 14)
 
 
 def test_old_unrecorded_attempts_are_fenced_and_their_moves_rolled_back(shop):
@@ -254,13 +254,15 @@ def test_an_attempt_is_fenced_before_its_pending_move_rolls_back(shop, monkeypat
     """The other way round, an attempt could be recorded between the two, with nothing held."""
     document = place(shop.orders)
     take(shop, document, "a1")
-    seen = []
-    end = shop.stock.end_note
-    monkeypatch.setattr(
-        shop.stock, "end_note", lambda *move: (seen.append(shop.orders.get(document["_id"])["void"]), end(*move))
-    )
+    seen, roll_back = [], shop.stock.roll_back
+
+    def see(move, lines):
+        seen.append((move, lines, shop.orders.get(document["_id"])["fenced"]))
+        roll_back(move, lines)
+
+    monkeypatch.setattr(shop.stock, "roll_back", see)
     after(shop, 61)
-    assert seen == [["a1"]]
+    assert seen == [("a1.0", {"A1": 4}, ["a1"])]
 
 
 def test_a_recorded_attempts_unrecorded_pending_move_is_rolled_back(shop):
@@ -310,8 +312,8 @@ def test_a_forgetful_bus_gets_unfinished_and_parked_steps_at_start(shop):
     record(shop, event_of(done), "email")
     sweep = shop.new_sweep(forgetful=True)
     assert sweep.round() == 4
-    assert sorted(sent(shop)) == [("order_created", "")] + [("order_created", "orders.inventory")] * 2
-    assert "parked" not in store.view(shop.orders.get(parked.subject))
+    assert sorted(sent(shop)) == [("order_created", "")] + [("order_created", "inventory")] * 2
+    assert "parked" not in view(shop.orders.get(parked.subject))
     sweep.round()
     assert sent(shop) == []
 
@@ -321,6 +323,21 @@ def test_starting_on_a_forgetful_bus_ends_earlier_pending_moves(shop):
     wait_for(lambda: now() > shop.pending_moves()[0]["at"], 1)
     shop.new_sweep(forgetful=True).round()
     assert shop.pending_moves() == [] and shop.available() == 10
+
+
+def test_starting_on_a_forgetful_bus_fences_no_attempt_it_caused(shop, monkeypatch):
+    """A memory bus delivers at once, and the worker's moves are as new as the round."""
+    document, publish = published(shop, place(shop.orders)), shop.bus.publish
+
+    def publish_and_handle(message, done):
+        take(shop, document, "a2")
+        wait_for(lambda: now() > shop.pending_moves()[0]["at"], 1)
+        publish(message, done)
+
+    monkeypatch.setattr(shop.bus, "publish", publish_and_handle)
+    shop.new_sweep(forgetful=True).round()
+    assert sent(shop) == [("order_created", "inventory")]
+    assert len(shop.pending_moves()) == 1 and shop.orders.get(document["_id"])["fenced"] == []
 
 
 def test_a_broker_that_keeps_its_queues_needs_no_such_start(shop):
@@ -354,7 +371,7 @@ def test_a_round_that_stumbles_does_not_end_the_sweep(shop, caplog):
         rounds.append(1)
         if len(rounds) == 3:
             shop.stop.set()
-        raise store.StoreAway("away") if len(rounds) == 1 else ValueError("a bug")
+        raise StoreUnavailable("away") if len(rounds) == 1 else ValueError("a bug")
 
     sweep.round = stumble
     shop.stop.wait = lambda seconds: None

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 from tests.support.consumer import run_command
 from tools.chaos.system import ROOT, wait_for
@@ -58,39 +59,50 @@ def test_a_second_start_on_a_folder_in_use_is_refused(embedded):
     assert "is in use by another orderproc" in second.stderr.splitlines()[-1]
 
 
-def test_a_store_left_by_a_killed_process_is_ended(embedded):
+def test_kill_9_of_the_program_ends_the_bundled_store(embedded):
     running = embedded()
-    left = int((running.folder / "data/mongo.pid").read_text())
+    assert store_processes(running)
     running.kill("api")
-    os.kill(left, 0)  # still there
-    running.start("api")
-    running.wait_ready()
-    assert int((running.folder / "data/mongo.pid").read_text()) != left
-    assert not _alive(left)
+    wait_for(lambda: not store_processes(running), 10, "the store ended with its program")
 
 
-def test_the_recorded_pid_of_somebody_else_is_left_alone(embedded, tmp_path):
-    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+def test_a_restart_right_after_kill_9_works_each_time(embedded):
+    running, made = embedded(), set()
+    for _ in range(3):
+        made.add(running.call("POST", "/orders", running.order())[1]["id"])
+        running.kill("api")
+        running.start("api")  # at once: the old store may still be closing its files
+        running.wait_ready()
+    running.wait_until_final()
+    assert {order["id"] for order in running.orders()} == made
+    running.wait_until_whole({"A1": 1000})
+    assert store_of(running), "one runs, and none of those before"
+
+
+def test_a_restart_after_kill_9_works_though_the_store_hangs(embedded):
+    running = embedded()
+    left = store_of(running)
+    os.kill(left, signal.SIGSTOP)
     try:
-        (tmp_path / "data").mkdir()
-        (tmp_path / "data/mongo.pid").write_text(str(bystander.pid))
-        embedded()
-        assert bystander.poll() is None
+        running.kill("api")
+        running.start("api")
+        running.wait_ready()
+        assert store_of(running) != left
     finally:
-        bystander.kill()
-        bystander.wait()
+        with suppress(ProcessLookupError):
+            os.kill(left, signal.SIGKILL)
 
 
 def test_ctrl_c_ends_all_of_it_within_10_seconds(embedded):
     running = embedded()
-    store = int((running.folder / "data/mongo.pid").read_text())
+    assert store_processes(running)
     running.post_many(50, 8)
     process = running.processes.pop("api")
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 0
     assert time.monotonic() - started < 10
-    assert not _alive(store)
+    assert store_processes(running) == {}
 
 
 def test_a_parked_step_is_tried_again_by_a_restart(embedded, tmp_path):
@@ -116,9 +128,15 @@ def test_consumer_py_refuses_to_run_beside_an_embedded_store(embedded):
     assert "start that" in ended.stderr and len(ended.stderr.splitlines()) == 1
 
 
-def _alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/cmdline") as command:
-            return "secantusd" in command.read()
-    except OSError:
-        return False
+def store_processes(running) -> dict[int, str]:
+    """{pid: command line} of the bundled store on this system's folder, and of the shell that watches over it."""
+    listed = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    lines = [line.split(maxsplit=1) for line in listed.splitlines()]
+    folder = f"--storage-path {running.folder / 'data/mongo'}"
+    return {int(pid): args for pid, args in lines if folder in args}
+
+
+def store_of(running) -> int:
+    """The pid of the store itself."""
+    [pid] = [pid for pid, args in store_processes(running).items() if not args.startswith("sh ")]
+    return pid

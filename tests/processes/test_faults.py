@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 
-from core.events import now
+from core.base.ids import now
 from tests.support.servers import BrokerNode, delete_queues
 from tools.chaos.system import wait_for
 
@@ -27,7 +27,7 @@ def stocked(running):
 def test_kill_9_with_20_orders_underway_loses_and_doubles_nothing(system, victim):
     running = stocked(system())
     kill_under_load(running, victim)
-    running.age_notes()
+    running.age_moves()
     running.wait_until_whole(STOCK)
 
 
@@ -76,7 +76,7 @@ def test_orders_accepted_without_the_broker_end_when_it_returns(broker, system):
     assert max(result.seconds for result in results) < 3
     seconds = running.wait_until_final(120)
     print(f"broker away for {OUTAGE} s: {len(results)} orders, all answered 201; all ended in {seconds:.1f} s")
-    running.age_notes()
+    running.age_moves()
     running.wait_until_whole(STOCK)
 
 
@@ -92,7 +92,7 @@ def test_deleting_every_queue_loses_nothing(system, rabbit):
         database.orders.update_many({"due": {"$exists": True}}, {"$set": long_ago})
     running.start("consumer")
     running.wait_until_final(60)
-    running.age_notes()
+    running.age_moves()
     running.wait_until_whole(STOCK)
 
 
@@ -114,7 +114,7 @@ def test_a_frozen_store_gives_503_within_3_seconds_without_parking(system, own_s
     assert slowest < 3
     wait_for(lambda: running.call("GET", "/readyz")[0] == 200)
     running.wait_until_final(90)
-    running.age_notes()
+    running.age_moves()
     running.wait_until_whole(STOCK)
     assert not [line for order in running.orders() for line in order["timeline"] if "failed" in line]
 

@@ -131,6 +131,6 @@ def test_the_template_deploys_exactly_the_local_functions_all_with_stories():
 def test_a_missing_module_in_a_package_is_named_at_start(tmp_path):
     with (
         awslambdaric("make_label", tmp_path, without="tokens.py") as call,
-        pytest.raises(NeverStarted, match="'tokens'.*Runtime.ImportModuleError"),
+        pytest.raises(NeverStarted, match=r"'tokens'.*Runtime\.ImportModuleError"),
     ):
         call({})

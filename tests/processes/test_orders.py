@@ -30,7 +30,7 @@ def test_of_200_orders_for_50_units_exactly_50_are_processed(system):
     assert {order["failureReason"] for order in orders if order["status"] == "failed"} == {"out_of_stock"}
     assert running.check({"A1": 50}) == []
     with running.database() as database:
-        assert database.stock.find_one()["notes"] == []
+        assert database.stock.find_one()["moves"] == []
 
 
 def test_one_key_sent_40_times_at_once_makes_one_order(system):
@@ -56,7 +56,7 @@ def test_a_cancelled_order_gives_back_stock_and_voids_its_label(system):
     running.start("consumer")
     running.wait_until_final()
     wait_for(lambda: running.call("GET", "/stock/A1")[1]["available"] == 10)
-    wait_for(lambda: (running.folder / f"data/labels/{order['id']}.void").exists())
+    wait_for((running.folder / f"data/labels/{order['id']}.void").exists)
     assert running.check({"A1": 10}) == []
 
 

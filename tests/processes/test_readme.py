@@ -1,17 +1,21 @@
 """The README is true: its commands run, their answers are as shown, its tables name what is there."""
 
+import ast
 import os
 import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from consumer import discover
-from core.events import STATUS, event_schemas
-from core.settings import VARIABLES
-from tests.fast.test_architecture import lines_of_code, product
+from core.base.settings import VARIABLES
+from core.order.schemas import event_schemas
+from core.order.state_machine import TRANSITIONS, Outcome
+from core.running.discovery import discover
+from tests.support.code_size import MUST_READ, program, size
 from tools.chaos.system import ROOT, wait_for
 
 README = (ROOT / "README.md").read_text()
@@ -87,13 +91,13 @@ def test_the_catalogue_is_what_the_folder_and_the_schemas_say():
     assert {row[0] for row in rows} == set(event_schemas())
     for type, status, _, subscribers, data in rows:
         required = event_schemas()[type].schema["properties"]["data"]["required"]
-        assert status == STATUS.get(type, "pending")
+        assert status == (TRANSITIONS[type].leaves if type in TRANSITIONS else "pending")
         assert subscribers.split(", ") == [name for name in handlers if type in handlers[name]]
         assert set(re.findall(r"`(\w+)`", data)) == set(required) - {"order"}
 
 
-def test_the_settings_table_has_every_variable_with_its_default():
-    table = README[README.index("| variable |") : README.index("## Working on it")]
+def test_the_settings_page_has_every_variable_with_its_default():
+    table = (ROOT / "docs/settings.md").read_text()
     assert set(VARIABLES) <= set(re.findall(r"`([A-Z_]+)`", table))
     for variable in ("DATA_DIR", "WEB_THREADS", "CONCURRENCY", "RETRY_DELAYS", "METRICS_PORT"):
         assert f"| `{variable}` | `{VARIABLES[variable].default}` |" in table
@@ -101,13 +105,37 @@ def test_the_settings_table_has_every_variable_with_its_default():
 
 def test_every_test_and_place_in_the_failure_table_exists():
     table = README[README.index("| it goes wrong |") : README.index("The one thing that may happen twice")]
-    code = "".join(path.read_text() for path in [*ROOT.glob("*.py"), *(ROOT / "core").glob("*.py")])
-    tests = {path.name: path.read_text() for path in (ROOT / "tests").rglob("*.py")}
-    for _, _, place, proof in re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", table, re.MULTILINE)[2:]:
-        for name in re.findall(r"`(?:\w+\.)?(\w+)`", place):
-            assert re.search(rf"(def|class) {name}\b", code), name
-        for name in re.findall(r"`([\w.]+)`", proof):
-            assert name in tests or any(f"def {name}(" in text for text in tests.values()), name
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    tests = {path.name for path in files}.union(*(re.findall(r"def (test_\w+)", path.read_text()) for path in files))
+    known = places()
+    rows = re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", table, re.MULTILINE)[2:]
+    assert len(rows) >= 15
+    for _, _, place, proof in rows:
+        named, proofs = re.findall(r"`([\w.]+)`", place), re.findall(r"`([\w.]+)`", proof)
+        assert named and set(named) <= known, place
+        assert proofs and set(proofs) <= tests, proof
+
+
+def places() -> set[str]:
+    """What the program defines: classes and functions, also as `Class.method` and as `module.function`."""
+    found = set()
+    for path in program():
+        module = ast.parse((ROOT / path).read_text())
+        for node in module.body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                found |= {node.name, f"{Path(path).stem}.{node.name}"}
+            if isinstance(node, ast.ClassDef):
+                found |= {f"{node.name}.{each.name}" for each in node.body if isinstance(each, ast.FunctionDef)}
+    return found
+
+
+def test_the_glossary_has_every_outcome_and_only_errors_that_exist():
+    text = (ROOT / "docs/glossary.md").read_text()
+    outcomes, errors = text.split("## Outcomes")[1].split("## Errors")
+    assert set(re.findall(r"^\| `(\w+)` \|", outcomes, re.MULTILINE)) == set(get_args(Outcome))
+    first_cells = " ".join(re.findall(r"^\| (`.*?) \|", errors, re.MULTILINE))
+    named = set(re.findall(r"`(\w+)`", first_cells))
+    assert named and named <= places()
 
 
 def test_every_link_leads_to_a_file():
@@ -131,10 +159,24 @@ def test_the_handler_it_shows_runs_and_so_does_its_test(tmp_path):
 
 
 def test_the_size_it_claims_is_its_size():
-    claimed = int(re.search(r"about ([\d,]+) lines of Python", README)[1].replace(",", ""))
-    counted = sum(lines_of_code((ROOT / path).read_text()) for path in product())
-    assert abs(counted - claimed) < 50
+    total, must_read = re.search(r"about ([\d,]+) lines of Python, of which (\d+)", README).groups()
+    assert abs(sum(map(size, program())) - int(total.replace(",", ""))) < 50
+    assert abs(sum(map(size, MUST_READ)) - int(must_read)) < 15
+    assert f"in this order: about {must_read} lines" in README
+
+
+def test_what_to_read_are_the_files_counted_in_that_order():
+    table = README[README.index("| file | what it is |") : README.index("| folder |")]
+    assert tuple(re.findall(r"^\| \[(.*?)\]", table, re.MULTILINE)) == MUST_READ
+    folders = README[README.index("| folder |") : README.index("## Follow one order")]
+    named = re.findall(r"`([\w/.]+)`", folders)
+    assert len(named) >= 10 and [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_it_is_at_most_250_lines_long():
     assert len(README.splitlines()) <= 250
+
+
+def test_the_state_diagram_is_the_table_of_the_code():
+    arrows = [f"    {change.needs or '[*]'} --> {change.leaves}: {type}" for type, change in TRANSITIONS.items()]
+    assert "\n".join(["```mermaid", "stateDiagram-v2", *arrows, "```"]) in README

@@ -5,8 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-from core.bus import dead_queue, main_queue
-from core.events import now
+from core.base.ids import now
+from core.bus.topology import dead_queue, main_queue
 from tests.support.next_release import Beside, make_next_release
 from tests.support.servers import STANDARD, delete_queues, length
 from tools.chaos.system import System, wait_for

@@ -15,29 +15,26 @@ from contextlib import closing, contextmanager
 import pytest
 from swagger_ui_bundle import swagger_ui_path
 
-from core.settings import ROOT
+from core.base.settings import ROOT
 from tests.support.api import ORDER
 from tools.chaos.system import free_port, wait_for
 
 PROGRAM = """
-    import logging, signal, sys, threading, time
-    import orderproc
-    from core import settings
-    from tests.support.api import KEYS, Shop
+    import logging, sys, time
+    from core.http import serving
+    from core.running.process import stop_on_signal
+    from tests.support.api import Shop
 
     logging.basicConfig(level=logging.INFO)
-    stop, shop = threading.Event(), Shop()
+    stop, shop = stop_on_signal(), Shop()
     slow = shop.orders.create
     def create(order, *rest):
         seconds = order["customerId"].removeprefix("sleep ")
         time.sleep(float(seconds) if seconds != order["customerId"] else 0)
         return slow(order, *rest)
     shop.orders.create = create
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    env = {"API_KEYS": KEYS, "PORT": sys.argv[1], "WEB_THREADS": "4"}
-    orderproc.DRAIN_SECONDS = float(sys.argv[2])
-    orderproc.serve(shop.app, settings.load(env), stop)
+    serving.DRAIN_SECONDS = float(sys.argv[2])
+    serving.serve(shop.app, "127.0.0.1", int(sys.argv[1]), 4, stop, listening=lambda address: None)
     print("served", shop.database["orders"].count_documents({}), flush=True)
 """
 HEADERS = {"Authorization": "Bearer shop-key", "Content-Type": "application/json"}
@@ -53,8 +50,8 @@ class Server:
 
     def post(self, body=ORDER, connection=None, **headers):
         if connection is None:
-            with closing(self.connect()) as connection:
-                return self.post(body, connection, **headers)
+            with closing(self.connect()) as own:
+                return self.post(body, own, **headers)
         connection.request("POST", "/orders", body if isinstance(body, bytes) else json.dumps(body), HEADERS | headers)
         response = connection.getresponse()
         return response.status, response.headers, response.read()
@@ -343,7 +340,7 @@ def test_a_port_in_use_is_refused_as_a_bad_setting():
         program = textwrap.dedent(PROGRAM)
         command = [sys.executable, "-c", program, str(taken.getsockname()[1]), "8"]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
-    assert "BadSetting: HOST, PORT: cannot listen on 127.0.0.1" in ended.stderr
+    assert "SettingInvalid: HOST, PORT: cannot listen on 127.0.0.1" in ended.stderr
 
 
 def test_importing_does_nothing():

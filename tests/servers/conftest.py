@@ -2,7 +2,7 @@
 
 import pytest
 
-from core import store
+from core.store.connection import connect
 from tests.support.samples import an_attempt
 
 
@@ -10,9 +10,9 @@ from tests.support.samples import an_attempt
 def database(request):
     """An empty database: in memory, and on a server."""
     if request.param == "mongomock":
-        yield store.connect("memory")
+        yield connect("memory")
         return
-    database = store.connect(request.getfixturevalue("store_server").url(f"suite_{an_attempt()}"))
+    database = connect(request.getfixturevalue("store_server").url(f"suite_{an_attempt()}"))
     yield database
     database.client.drop_database(database.name)
     database.client.close()

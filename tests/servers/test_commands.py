@@ -1,17 +1,17 @@
 """The commands of consumer.py as an operator runs them: what they print, what they leave, how they refuse."""
 
-import pika
 import pytest
 
-from core.bus import dead_queue, declare, main_queue, queues_of, retry_queue
-from core.events import created_by_api, message_body, new_order_id, new_traceparent
-from core.publisher import parameters
+from core.base.ids import new_order_id
+from core.bus.topology import dead_queue, main_queue, queues_of, retry_queue
+from core.order.events import message_body
 from tests.fakes import ORDER
 from tests.support.consumer import run_command, write_handlers
-from tests.support.servers import channel_to, delete_queues, length, put
+from tests.support.samples import api_event
+from tests.support.servers import channel_to, declare_queues, delete_queues, length, put
 from tools.chaos.system import free_port, wait_for
 
-DELAYS = "0.2,0.5"
+DELAYS = (0.2, 0.5)
 HANDLERS = ("email", "inventory", "legacy")
 TIME = "2026-01-31T09:30:00.000Z"
 
@@ -24,7 +24,7 @@ class Operator:
         write_handlers(folder, email=HANDLER, inventory=HANDLER)
 
     def run(self, *args: str, stdin: str = "", **environment: str):
-        given = {"AMQP_URL": self.url, "HANDLERS_DIR": str(self.folder), "RETRY_DELAYS": DELAYS, **environment}
+        given = {"AMQP_URL": self.url, "HANDLERS_DIR": str(self.folder), "RETRY_DELAYS": "0.2,0.5", **environment}
         ran = run_command(*args, stdin=stdin, **given)
         assert "Traceback" not in ran.stderr, ran.stderr
         return ran
@@ -55,25 +55,20 @@ HANDLER = "def order_created(event, services): pass"
 @pytest.fixture(scope="module")
 def broker(broker_url):
     """The broker without our queues, before and after."""
-    delete_queues(broker_url, HANDLERS, DELAYS.split(","))
+    delete_queues(broker_url, HANDLERS, DELAYS)
     yield broker_url
-    delete_queues(broker_url, HANDLERS, DELAYS.split(","))
+    delete_queues(broker_url, HANDLERS, DELAYS)
 
 
 @pytest.fixture
 def operator(broker, tmp_path):
-    connection = pika.BlockingConnection(parameters(broker))
-    declare(connection, {name: ["order_created"] for name in HANDLERS}, DELAYS.split(","))
-    for name in HANDLERS:
-        connection.channel().queue_purge(main_queue(name))
-        connection.channel().queue_purge(dead_queue(name))
-    connection.close()
+    declare_queues(broker, HANDLERS, DELAYS)
     return Operator(broker, tmp_path / "handlers")
 
 
 def an_event() -> tuple[str, bytes]:
     id = new_order_id()
-    event = created_by_api("order_created", id, new_traceparent())
+    event = api_event("order_created", id)
     return id, message_body(event.envelope(), {**ORDER, "id": id})
 
 
@@ -170,14 +165,14 @@ def test_retire_refuses_a_handler_that_is_still_there(operator):
 def test_retire_deletes_every_queue_of_a_handler_that_is_gone(operator):
     operator.park("legacy", b"1")
     assert operator.output("retire", "legacy", "--yes") == "deleted the queues of legacy, and 1 messages with them\n"
-    assert [operator.length(queue) for queue in queues_of("legacy", DELAYS.split(","))] == [-1] * 4
+    assert [operator.length(queue) for queue in queues_of("legacy", DELAYS)] == [-1] * 4
     assert operator.length(main_queue("email")) == 0
 
 
 def test_retire_asks_first(operator):
     ran = operator.run("retire", "legacy", stdin="no\n")
     assert ran.returncode == 1 and "Delete all queues of legacy" in ran.stdout
-    assert operator.length(retry_queue("legacy", "0.5")) == 0
+    assert operator.length(retry_queue("legacy", 0.5)) == 0
 
 
 def test_retiring_twice_says_that_there_is_nothing(operator):

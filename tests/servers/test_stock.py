@@ -5,10 +5,10 @@ from datetime import timedelta
 
 import pytest
 
-from core.events import now
-from core.services import StockMoves, TryAgain
-from core.stock import Stock
-from core.store import StoreAway
+from core.base.ids import now
+from core.flow.services import StockInDoubt, StockMoves
+from core.store.connection import StoreUnavailable
+from core.store.stock import Stock
 from tools.chaos.system import wait_for
 
 
@@ -27,12 +27,12 @@ def available(stock):
 @pytest.fixture
 def pending(database):
     """The ids of all pending moves."""
-    return lambda: {move["id"] for document in database["stock"].find() for move in document.get("notes", [])}
+    return lambda: {move["id"] for document in database["stock"].find() for move in document.get("moves", [])}
 
 
 def commit(stock, pending, id, moves):
     """Commit moves, and wait until it is done."""
-    stock.settle(id, moves)
+    stock.commit(id, moves)
     wait_for(lambda: id not in pending(), 5)
 
 
@@ -60,7 +60,7 @@ def test_setting_stock_leaves_what_is_held_in_doubt_alone(stock, available, pend
     stock.take("n", "o", {"A1": 4})
     assert stock.put("A1", 100) == {"sku": "A1", "available": 100}
     assert available() == 100 and pending() == {"n"}
-    stock.revert("n", {"A1": 4})
+    stock.roll_back("n", {"A1": 4})
     assert available() == 104
 
 
@@ -81,8 +81,8 @@ def test_many_first_writes_of_a_sku_at_once_make_one(stock, database):
 def test_a_take_removes_units_at_once_leaving_a_pending_move(stock, available, database):
     assert stock.take("n", "o", {"A1": 4, "B2": 3}) == {}
     assert (available("A1"), available("B2")) == (6, 0)
-    [move] = database["stock"].find_one({"_id": "A1"})["notes"]
-    assert move.items() >= {"id": "n", "order": "o", "settle": 0, "revert": 4}.items()
+    [move] = database["stock"].find_one({"_id": "A1"})["moves"]
+    assert move.items() >= {"id": "n", "order": "o", "units": 4}.items()
 
 
 def test_a_take_repeated_takes_once(stock, available):
@@ -106,7 +106,7 @@ def test_units_in_a_pending_take_make_a_shortage_doubtful(stock):
 
 
 def test_units_in_a_pending_give_back_make_a_shortage_doubtful(stock):
-    stock.give("other", "o1", {"C3": 5})
+    stock.give_back("other", "o1", {"C3": 5})
     assert stock.take("n", "o2", {"C3": 4}) == {"C3": "in_doubt"}
 
 
@@ -134,27 +134,27 @@ def test_committed_takes_last_and_rolled_back_takes_are_undone(stock, available,
     stock.take("kept", "o", {"A1": 4})
     stock.take("undone", "o", {"A1": 2})
     commit(stock, pending, "kept", {"A1": 4})
-    stock.revert("undone", {"A1": 2})
+    stock.roll_back("undone", {"A1": 2})
     assert available() == 6 and pending() == set()
 
 
 def test_a_give_back_adds_nothing_until_it_is_committed(stock, available, pending):
-    stock.give("back", "o", {"A1": 4})
+    stock.give_back("back", "o", {"A1": 4})
     assert available() == 10 and pending() == {"back"}
     commit(stock, pending, "back", {"A1": -4})
     assert available() == 14
 
 
 def test_rolling_back_a_give_back_adds_nothing(stock, available, pending):
-    stock.give("back", "o", {"A1": 4})
-    stock.revert("back", {"A1": -4})
+    stock.give_back("back", "o", {"A1": 4})
+    stock.roll_back("back", {"A1": -4})
     assert available() == 10 and pending() == set()
 
 
 def test_a_give_back_repeated_gives_once(stock, available, pending, database):
     for _ in range(2):
-        stock.give("back", "o", {"A1": 4})
-    assert len(database["stock"].find_one({"_id": "A1"})["notes"]) == 1
+        stock.give_back("back", "o", {"A1": 4})
+    assert len(database["stock"].find_one({"_id": "A1"})["moves"]) == 1
     commit(stock, pending, "back", {"A1": -4})
     assert available() == 14
 
@@ -163,19 +163,19 @@ def test_ending_a_pending_move_again_changes_nothing(stock, available, pending):
     stock.take("kept", "o", {"A1": 4})
     commit(stock, pending, "kept", {"A1": 4})
     stock.take("undone", "o", {"A1": 2})
-    stock.give("back", "o", {"B2": 5})
+    stock.give_back("back", "o", {"B2": 5})
     commit(stock, pending, "back", {"B2": -5})
     for _ in range(2):
-        stock.revert("undone", {"A1": 2})
-        stock.revert("kept", {"A1": 4})
-        stock.settle("back", {"B2": -5})
+        stock.roll_back("undone", {"A1": 2})
+        stock.roll_back("kept", {"A1": 4})
+        stock.commit("back", {"B2": -5})
     assert (available("A1"), available("B2")) == (6, 8)
 
 
 def test_only_the_pending_move_that_is_meant_ends(stock, pending):
     stock.take("a", "o1", {"A1": 1})
     stock.take("b", "o2", {"A1": 1})
-    stock.revert("a", {"A1": 1})
+    stock.roll_back("a", {"A1": 1})
     assert pending() == {"b"}
 
 
@@ -187,28 +187,33 @@ def test_old_pending_moves_are_those_made_before_a_moment(stock, database):
     stock.take("new", "o2", {"A1": 1})
     long_ago = now() - timedelta(minutes=2)
     for sku in ("A1", "B2"):
-        database["stock"].update_one({"_id": sku, "notes.id": "old"}, {"$set": {"notes.$.at": long_ago}})
-    found = stock.old_notes(now() - timedelta(minutes=1), 10)
+        database["stock"].update_one({"_id": sku, "moves.id": "old"}, {"$set": {"moves.$.at": long_ago}})
+    found = stock.old_moves(now() - timedelta(minutes=1), 10)
     assert sorted((sku, move["id"], move["order"]) for sku, move in found) == [("A1", "old", "o1"), ("B2", "old", "o1")]
-    assert len({sku for sku, _ in stock.old_notes(now() - timedelta(minutes=1), 1)}) == 1
+    assert len({sku for sku, _ in stock.old_moves(now() - timedelta(minutes=1), 1)}) == 1
+
+
+def end(stock, sku, move, as_committed):
+    """End a pending move by its entry, as the sweep does."""
+    (stock.commit if as_committed else stock.roll_back)(move["id"], {sku: move["units"]})
 
 
 @pytest.mark.parametrize(("as_committed", "units"), [(True, 6), (False, 10)])
 def test_a_pending_take_commits_or_rolls_back_only_once(stock, available, database, pending, as_committed, units):
     stock.take("n", "o", {"A1": 4})
-    [move] = database["stock"].find_one({"_id": "A1"})["notes"]
+    [move] = database["stock"].find_one({"_id": "A1"})["moves"]
     for _ in range(2):
-        stock.end_note("A1", move, as_committed)
+        end(stock, "A1", move, as_committed)
     assert available() == units and pending() == set()
 
 
 @pytest.mark.parametrize(("as_committed", "units"), [(True, 14), (False, 10)])
-def test_a_pending_give_back_commits_or_rolls_back_only_once(stock, available, database, as_committed, units):
-    stock.give("n", "o", {"A1": 4})
-    [move] = database["stock"].find_one({"_id": "A1"})["notes"]
+def test_a_pending_give_back_commits_or_rolls_back_only_once(stock, available, database, pending, as_committed, units):
+    stock.give_back("n", "o", {"A1": 4})
+    [move] = database["stock"].find_one({"_id": "A1"})["moves"]
     for _ in range(2):
-        stock.end_note("A1", move, as_committed)
-    assert available() == units
+        end(stock, "A1", move, as_committed)
+    assert available() == units and pending() == set()
 
 
 # --- the moves of one attempt, as handlers make them
@@ -220,27 +225,27 @@ def test_lines_of_one_sku_are_added_up(stock, available):
     moves = StockMoves(stock, ORDER, "a", last_try=False)
     assert moves.take([{"sku": "A1", "quantity": 4}, {"sku": "B2", "quantity": 1}, {"sku": "A1", "quantity": 5}]) == {}
     assert available() == 1
-    assert [(move["sku"], move["quantity"]) for move in moves.moves()] == [("A1", 9), ("B2", 1)]
+    assert [(move["sku"], move["quantity"]) for move in moves.made()] == [("A1", 9), ("B2", 1)]
     assert moves.take([{"sku": "B2", "quantity": 2}, {"sku": "B2", "quantity": 2}]) == {"B2": "out_of_stock"}
 
 
 def test_a_line_that_is_short_takes_nothing_of_the_others(stock, available, pending):
     moves = StockMoves(stock, ORDER, "a", last_try=False)
     assert moves.take([{"sku": "A1", "quantity": 1}, {"sku": "C3", "quantity": 1}]) == {"C3": "out_of_stock"}
-    assert available() == 10 and pending() == set() and moves.moves() == []
+    assert available() == 10 and pending() == set() and moves.made() == []
 
 
 def test_a_doubtful_shortage_is_retried_and_finally_out_of_stock(stock, pending):
     stock.take("other", "o1", {"A1": 8})
     line = [{"sku": "A1", "quantity": 4}]
-    with pytest.raises(TryAgain):
+    with pytest.raises(StockInDoubt):
         StockMoves(stock, ORDER, "a", last_try=False).take(line)
     assert StockMoves(stock, ORDER, "b", last_try=True).take(line) == {"A1": "out_of_stock"}
     assert pending() == {"other"}
 
 
 def test_moves_are_committed_or_rolled_back_together(stock, available, pending):
-    for end, units in (("revert", 10), ("settle", 7)):
+    for end, units in (("roll_back", 10), ("commit", 7)):
         moves = StockMoves(stock, ORDER, end, last_try=False)
         moves.take([{"sku": "A1", "quantity": 1}])
         moves.take([{"sku": "A1", "quantity": 2}])
@@ -249,35 +254,35 @@ def test_moves_are_committed_or_rolled_back_together(stock, available, pending):
         assert available() == units
 
 
-HOLDING = {"_id": "o", "steps": [{"moves": [{"note": "n", "sku": "A1", "quantity": 4}]}]}
+HOLDING = {"_id": "o", "steps": [{"moves": [{"move": "n", "sku": "A1", "quantity": 4}]}]}
 
 
 def test_a_give_back_returns_exactly_what_recorded_steps_hold(stock, available, pending):
     moves = StockMoves(stock, HOLDING, "a", last_try=False)
     moves.give_back()
-    assert [(move["sku"], move["quantity"]) for move in moves.moves()] == [("A1", -4)]
-    moves.settle()
+    assert [(move["sku"], move["quantity"]) for move in moves.made()] == [("A1", -4)]
+    moves.commit()
     wait_for(lambda: available() == 14, 5)
     nothing = StockMoves(stock, ORDER, "b", last_try=False)
     nothing.give_back()
-    assert nothing.moves() == [] and pending() == set()
+    assert nothing.made() == [] and pending() == set()
 
 
 def test_giving_back_twice_in_one_run_gives_back_once(stock, available):
     moves = StockMoves(stock, HOLDING, "a", last_try=False)
     moves.give_back()
     moves.give_back()
-    moves.settle()
+    moves.commit()
     wait_for(lambda: available() >= 14, 5)
-    assert available() == 14 and sum(move["quantity"] for move in moves.moves()) == -4
+    assert available() == 14 and sum(move["quantity"] for move in moves.made()) == -4
 
 
 def test_an_unknown_outcome_that_a_handler_swallows_cannot_be_recorded(stock, monkeypatch):
     """Whether the units are held nobody knows; were they recorded as held, a later give-back could make units up."""
     moves = StockMoves(stock, HOLDING, "a", last_try=False)
-    for name, call in (("take", lambda: moves.take([{"sku": "A1", "quantity": 1}])), ("give", moves.give_back)):
-        monkeypatch.setattr(stock, name, lambda *_: (_ for _ in ()).throw(StoreAway("no answer")))
-        with pytest.raises(StoreAway):
+    for name, call in (("take", lambda: moves.take([{"sku": "A1", "quantity": 1}])), ("give_back", moves.give_back)):
+        monkeypatch.setattr(stock, name, lambda *_: (_ for _ in ()).throw(StoreUnavailable("no answer")))
+        with pytest.raises(StoreUnavailable):
             call()
-        with pytest.raises(StoreAway):
-            moves.moves()
+        with pytest.raises(StoreUnavailable):
+            moves.made()

@@ -8,13 +8,17 @@ import pymongo
 import pytest
 from bson.errors import InvalidDocument
 
-from core.events import Event, now
-from core.store import Conflict, KeyReused, Orders, StoreAway, holdings, owed, standing, step_name, view
+from core.base.ids import now
+from core.order.events import Event
+from core.order.state_machine import holdings, outcome_of, step_name, unfinished_steps
+from core.order.view import view
+from core.store.connection import StoreUnavailable
+from core.store.orders import KeyReused, Orders, StatusConflict
 from tests.support.samples import ADDRESS, LABEL, an_attempt, an_order, answer, api_event, event_of, place
 from tools.chaos.system import wait_for
 
-HELD = [{"note": "n", "sku": "A1", "quantity": 2}]
-BACK = [{"note": "m", "sku": "A1", "quantity": -2}]
+HELD = [{"move": "n", "sku": "A1", "quantity": 2}]
+BACK = [{"move": "m", "sku": "A1", "quantity": -2}]
 SUBSCRIBERS = {
     "order_created": ["inventory"],
     "inventory_reserved": ["shipping"],
@@ -30,10 +34,10 @@ def orders(database):
 
 
 def record(orders, event, handler, *answers, moves=(), attempt=None):
-    """Record a step as the consumer does; gives (document, where the step stands for this attempt)."""
+    """Record a step as the consumer does; gives (document, what became of this attempt)."""
     step, attempt = step_name(handler, event.id), attempt or an_attempt()
     document = orders.record(event, step, attempt, answers, list(moves))
-    return document, standing(document, event, step, attempt)
+    return document, outcome_of(document, event, step, attempt)
 
 
 def reserved(orders, **fields):
@@ -44,7 +48,7 @@ def reserved(orders, **fields):
 
 
 def cancelled(orders, order_id):
-    return orders.cancel(order_id, api_event("order_cancelled", order_id))
+    return orders.cancel(api_event("order_cancelled", order_id))
 
 
 def fail(orders, event, handler="shipping", tries=1, wait=2.0, attempt=None):
@@ -70,7 +74,7 @@ def test_the_same_key_and_body_give_the_orders_current_state(orders):
     first = place(orders, key="k1")
     cancelled(orders, first["_id"])
     order = an_order()
-    again, replayed = orders.create(order, api_event("order_created", order["id"]), "k1", "as sent")
+    again, replayed = orders.create(order, api_event("order_created", order["_id"]), "k1", "as sent")
     assert (again["_id"], again["status"], replayed) == (first["_id"], "cancelled", True)
 
 
@@ -90,7 +94,7 @@ def test_forty_requests_with_one_key_at_once_make_one_order(orders, database):
     def request():
         order = an_order()
         barrier.wait(10)
-        return orders.create(order, api_event("order_created", order["id"]), "k1", "as sent")
+        return orders.create(order, api_event("order_created", order["_id"]), "k1", "as sent")
 
     with ThreadPoolExecutor(40) as crowd:
         answers = [future.result(20) for future in [crowd.submit(request) for _ in range(40)]]
@@ -100,9 +104,9 @@ def test_forty_requests_with_one_key_at_once_make_one_order(orders, database):
 
 
 def test_a_create_that_was_written_already_is_no_replay(orders):
-    """The first try's answer was lost: the batcher repeats the insert, which finds itself."""
+    """The first try's answer was lost: the group commit repeats the insert, which finds itself."""
     order = an_order()
-    event = api_event("order_created", order["id"])
+    event = api_event("order_created", order["_id"])
     first = orders.create(order, event, "k1", "as sent")
     assert orders.create(order, event, "k1", "as sent") == (first[0], False)
 
@@ -125,15 +129,15 @@ def test_cancelling_again_changes_nothing_and_says_so(orders):
 def test_a_cancel_that_was_written_already_is_still_this_calls(orders):
     order_id = place(orders)["_id"]
     event = api_event("order_cancelled", order_id)
-    first = orders.cancel(order_id, event)
-    assert orders.cancel(order_id, event) == first and first[1]
+    first = orders.cancel(event)
+    assert orders.cancel(event) == first and first[1]
 
 
 @pytest.mark.parametrize("type", ["order_failed", "order_confirmed"])
 def test_an_order_that_ended_otherwise_cannot_be_cancelled(orders, type):
     _, event = reserved(orders)
     before, _ = record(orders, event, "shipping", answer(event, "shipping", type, reason="x", shipment=LABEL))
-    with pytest.raises(Conflict):
+    with pytest.raises(StatusConflict):
         cancelled(orders, before["_id"])
     assert orders.get(before["_id"]) == before
 
@@ -145,7 +149,7 @@ def test_a_recorded_step_puts_what_follows_into_the_outbox(orders):
     created = event_of(place(orders))
     follows = answer(created, "inventory", "inventory_reserved")
     document, where = record(orders, created, "inventory", follows, moves=HELD, attempt="a1")
-    assert where == "mine" and document["status"] == "pending"
+    assert where == "done" and document["status"] == "pending"
     assert document["steps"] == [{"step": f"inventory/{created.id}", "attempt": "a1", "moves": HELD}]
     assert document["outbox"] == [created.id, follows.id] and document["events"][-1] == follows.envelope()
     assert document["timeline"][-1].items() >= {"event": "inventory_reserved", "by": "inventory"}.items()
@@ -154,7 +158,7 @@ def test_a_recorded_step_puts_what_follows_into_the_outbox(orders):
 def test_a_step_that_answers_nothing_is_done_in_the_timeline(orders):
     created = event_of(place(orders))
     document, where = record(orders, created, "audit")
-    assert where == "mine" and document["outbox"] == [created.id]
+    assert where == "done" and document["outbox"] == [created.id]
     assert document["timeline"][-1].items() >= {"done": "order_created", "by": "audit"}.items()
 
 
@@ -183,7 +187,7 @@ def test_the_first_of_two_attempts_at_a_step_wins(orders):
     created = event_of(place(orders))
     first, _ = record(orders, created, "inventory", moves=HELD, attempt="a1")
     second, where = record(orders, created, "inventory", Event("order_failed", reason="x"), attempt="a2")
-    assert where == "done" and second == first
+    assert where == "already" and second == first
 
 
 def test_of_forty_attempts_at_once_one_is_recorded(orders):
@@ -191,13 +195,13 @@ def test_of_forty_attempts_at_once_one_is_recorded(orders):
     with ThreadPoolExecutor(40) as crowd:
         futures = [crowd.submit(record, orders, created, "inventory", moves=HELD) for _ in range(40)]
         answers = [future.result(20) for future in futures]
-    assert sorted(where for _, where in answers) == ["done"] * 39 + ["mine"]
+    assert sorted(where for _, where in answers) == ["already"] * 39 + ["done"]
     assert len(orders.get(created.subject)["steps"]) == 1
 
 
 def test_two_handlers_record_the_same_event_each_for_itself(orders):
     created = event_of(place(orders))
-    assert [record(orders, created, handler)[1] for handler in ("inventory", "audit")] == ["mine", "mine"]
+    assert [record(orders, created, handler)[1] for handler in ("inventory", "audit")] == ["done", "done"]
 
 
 def test_a_step_does_not_count_once_the_status_moved_on(orders):
@@ -206,7 +210,7 @@ def test_a_step_does_not_count_once_the_status_moved_on(orders):
     document, where = record(
         orders, created, "inventory", answer(created, "inventory", "inventory_reserved"), moves=HELD
     )
-    assert where == "moved" and document == before
+    assert where == "lost" and document == before
 
 
 def test_a_final_status_never_changes(orders):
@@ -219,19 +223,19 @@ def test_a_final_status_never_changes(orders):
 
 def test_a_fenced_attempt_never_wins_but_another_may(orders):
     created = event_of(place(orders))
-    orders.void(created.subject, "a1")
+    orders.fence(created.subject, "a1")
     before = orders.get(created.subject)
-    assert record(orders, created, "inventory", moves=HELD, attempt="a1") == (before, "void")
-    assert record(orders, created, "inventory", moves=HELD, attempt="a2")[1] == "mine"
+    assert record(orders, created, "inventory", moves=HELD, attempt="a1") == (before, "fenced")
+    assert record(orders, created, "inventory", moves=HELD, attempt="a2")[1] == "done"
 
 
 def test_what_an_order_holds_is_given_back_once(orders):
     document, _ = reserved(orders)
     ended = event_of(cancelled(orders, document["_id"])[0])
-    assert record(orders, ended, "inventory", moves=BACK)[1] == "mine"
+    assert record(orders, ended, "inventory", moves=BACK)[1] == "done"
     before = orders.get(document["_id"])
-    assert record(orders, ended, "warehouse", moves=BACK) == (before, "open")
-    assert record(orders, ended, "warehouse")[1] == "mine"
+    assert record(orders, ended, "warehouse", moves=BACK) == (before, None)
+    assert record(orders, ended, "warehouse")[1] == "done"
 
 
 def test_the_timeline_keeps_the_newest_hundred(orders):
@@ -247,7 +251,7 @@ def test_one_write_that_cannot_be_encoded_harms_no_other(orders):
     good, bad = event_of(place(orders)), event_of(place(orders))
     with ThreadPoolExecutor(2) as crowd:
         culprit = crowd.submit(record, orders, bad, "inventory", answer(bad, "inventory", "inventory_reserved", x={1}))
-        assert record(orders, good, "inventory")[1] == "mine"
+        assert record(orders, good, "inventory")[1] == "done"
         assert isinstance(culprit.exception(10), InvalidDocument)
     assert orders.get(bad.subject)["steps"] == []
 
@@ -287,7 +291,7 @@ def test_a_step_that_is_tried_again_is_no_longer_parked(orders):
 
 
 def test_what_one_handler_does_leaves_what_another_parked(orders):
-    document, event = reserved(orders)
+    _, event = reserved(orders)
     fail(orders, event, wait=None)
     assert record(orders, event, "audit")[0]["parked"] == [step_name("shipping", event.id)]
 
@@ -349,30 +353,33 @@ def test_the_outbox_size_covers_all_orders_and_tells_the_oldest(orders):
 def test_an_order_has_an_unfinished_step_per_subscriber_until_recorded(orders):
     document = place(orders)
     created = event_of(document)
-    assert owed(document, SUBSCRIBERS) == [("inventory", document["events"][0])]
+    assert unfinished_steps(document, SUBSCRIBERS) == [("inventory", document["events"][0])]
     document, _ = record(orders, created, "inventory", answer(created, "inventory", "inventory_reserved"))
-    assert owed(document, SUBSCRIBERS) == [("shipping", document["events"][1])]
+    assert unfinished_steps(document, SUBSCRIBERS) == [("shipping", document["events"][1])]
     document, _ = cancelled(orders, document["_id"])
-    assert owed(document, SUBSCRIBERS) == [("inventory", document["events"][2]), ("email", document["events"][2])]
+    assert unfinished_steps(document, SUBSCRIBERS) == [
+        ("inventory", document["events"][2]),
+        ("email", document["events"][2]),
+    ]
     for handler in ("inventory", "email"):
         document, _ = record(orders, event_of(document), handler)
-    assert owed(document, SUBSCRIBERS) == []
+    assert unfinished_steps(document, SUBSCRIBERS) == []
 
 
 def test_a_parked_step_is_not_among_the_unfinished_steps(orders):
     document, event = reserved(orders)
     fail(orders, event, wait=None)
-    assert owed(orders.get(document["_id"]), SUBSCRIBERS) == []
+    assert unfinished_steps(orders.get(document["_id"]), SUBSCRIBERS) == []
 
 
 def test_an_event_without_subscribers_makes_no_unfinished_step(orders):
-    assert owed(place(orders), {}) == []
+    assert unfinished_steps(place(orders), {}) == []
 
 
 def test_an_order_holds_its_recorded_takes_minus_recorded_give_backs(orders):
     document, event = reserved(orders)
     assert holdings(document) == {"A1": 2}
-    document, _ = record(orders, event, "gifts", moves=[{"note": "g", "sku": "B2", "quantity": 1}] + HELD)
+    document, _ = record(orders, event, "gifts", moves=[{"move": "g", "sku": "B2", "quantity": 1}, *HELD])
     assert holdings(document) == {"A1": 4, "B2": 1}
     document, _ = record(orders, event_of(cancelled(orders, document["_id"])[0]), "inventory", moves=BACK + BACK)
     assert holdings(document) == {"B2": 1}
@@ -400,7 +407,7 @@ def test_the_orders_due_longest_come_first_up_to_the_limit(orders, database):
 
 def test_an_order_unchanged_since_it_was_read_is_closed(orders):
     document = place(orders)
-    orders.write([orders.close(document)])
+    orders.write([orders.look_again(document, None)])
     assert open_orders(orders) == set()
 
 
@@ -413,13 +420,13 @@ def test_an_order_changed_since_it_was_read_is_not_closed(orders, happened):
         cancelled(orders, document["_id"])
     else:
         fail(orders, event, wait=None if happened == "parked" else 2.0)
-    orders.write([orders.close(document), orders.look_again(document, now() + timedelta(days=2), 7)])
+    orders.write([orders.look_again(document, None), orders.look_again(document, now() + timedelta(days=2), 7)])
     assert open_orders(orders) == {document["_id"]} and orders.get(document["_id"])["sweeps"] == 0
 
 
 def test_a_closed_order_opens_when_something_happens_to_it(orders):
     document = place(orders)
-    orders.write([orders.close(document)])
+    orders.write([orders.look_again(document, None)])
     cancelled(orders, document["_id"])
     assert open_orders(orders) == {document["_id"]}
 
@@ -433,25 +440,25 @@ def test_an_order_to_be_looked_at_again_is_due_then(orders):
 
 def test_fencing_wins_over_an_attempt_that_is_not_recorded(orders):
     document = place(orders)
-    assert orders.void(document["_id"], "a1")["void"] == ["a1"]
-    assert orders.void(document["_id"], "a1")["void"] == ["a1"]
+    assert orders.fence(document["_id"], "a1")["fenced"] == ["a1"]
+    assert orders.fence(document["_id"], "a1")["fenced"] == ["a1"]
 
 
 def test_fencing_loses_to_an_attempt_that_is_recorded(orders):
     created = event_of(place(orders))
     document, _ = record(orders, created, "inventory", attempt="a1")
-    assert orders.void(created.subject, "a1") == document and document["void"] == []
+    assert orders.fence(created.subject, "a1") == document and document["fenced"] == []
 
 
 def test_fencing_an_attempt_of_a_missing_order_does_nothing(orders):
-    assert orders.void("0193", "a1") is None
+    assert orders.fence("0193", "a1") is None
 
 
 def test_waking_all_makes_open_orders_due_and_forgets_parked_steps(orders):
     document, event = reserved(orders)
     fail(orders, event, wait=None)
     shut = place(orders)
-    orders.write([orders.close(shut)])
+    orders.write([orders.look_again(shut, None)])
     orders.wake_all()
     assert [found["_id"] for found in orders.due(10, now())] == [document["_id"]]
     woken = orders.get(document["_id"])
@@ -556,17 +563,17 @@ def test_an_order_that_is_not_there_is_none(orders):
     assert orders.get("0193") is None and orders.ping()
 
 
-def test_a_store_that_is_away_is_store_away_everywhere():
+def test_a_store_that_is_away_is_store_unavailable_everywhere():
     with pymongo.MongoClient("mongodb://127.0.0.1:9", serverSelectionTimeoutMS=50) as client:
         orders = Orders(client["orderproc"])
         order = an_order()
         for call in (
             lambda: orders.due(1, now()),
-            lambda: orders.outbox_size(),
+            orders.outbox_size,
             lambda: orders.take_lease("sweep", "me", 1),
-            lambda: orders.create(order, api_event("order_created", order["id"]), None, "as sent"),
+            lambda: orders.create(order, api_event("order_created", order["_id"]), None, "as sent"),
             lambda: orders.page({}, None, 1),
         ):
-            with pytest.raises(StoreAway):
+            with pytest.raises(StoreUnavailable):
                 call()
         assert not orders.ping()

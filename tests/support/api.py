@@ -1,4 +1,4 @@
-"""The API without a server: the app over mongomock, the local bus, and a client that calls it as WSGI servers do."""
+"""The API without a server: the app over mongomock and the memory bus, and a client that calls it as a server would."""
 
 import io
 import json
@@ -8,12 +8,13 @@ from urllib.parse import unquote_to_bytes
 
 import mongomock
 
-from core import settings
-from core.events import Event
-from core.localbus import LocalBus
-from core.outbox import Outbox
-from core.stock import Stock
-from core.store import Orders
+from core.base import settings
+from core.bus.memory import MemoryBus
+from core.flow.outbox import Outbox
+from core.order.events import Event
+from core.order.state_machine import OrderDocument
+from core.store.orders import Orders
+from core.store.stock import Stock
 from orderproc import make_app
 
 KEYS = "shop:shop-key,rival:rival-key:client,auditor:read-key:read,boss:admin-key:admin"
@@ -24,7 +25,7 @@ class Response:
     """What came back. `json` parses it; `problem` also checks that it is a proper one."""
 
     def __init__(self, status: str, headers: list[tuple[str, str]], body: bytes) -> None:
-        self.status, self.body = int(status.split()[0]), body
+        self.status, self.body = int(status.split(maxsplit=1)[0]), body
         self.headers = {name.lower(): value for name, value in headers}
 
     @property
@@ -88,24 +89,35 @@ class Shop:
 
     def __init__(self) -> None:
         self.database = mongomock.MongoClient()["orderproc"]
-        self.orders, self.stock, self.bus = Orders(self.database), Stock(self.database), LocalBus()
-        self.outbox = Announced(self.orders, self.bus)
+        self.orders, self.stock, self.bus = Orders(self.database), Stock(self.database), MemoryBus()
+        self.outbox = WatchedOutbox(self.orders, self.bus)
         self.settings = settings.load({"API_KEYS": KEYS})
         self.app = make_app(self.settings, self.orders, self.stock, self.outbox, self.bus)
         self.client, self.rival = Client(self.app), Client(self.app, "rival-key")
         self.reader, self.admin = Client(self.app, "read-key"), Client(self.app, "admin-key")
         self.nobody = Client(self.app, None)
 
+    def break_store(self, error: Exception) -> list[Any]:
+        """Have the store raise whenever an order is to be written, or read by its id; gives the list of such calls."""
+        calls: list[Any] = []
 
-class Announced(Outbox):
+        def broken(*args: Any, **more: Any) -> None:
+            calls.append((args, more))
+            raise error
+
+        self.orders._bulk.do = broken  # type: ignore[method-assign]
+        return calls
+
+
+class WatchedOutbox(Outbox):
     """An outbox that remembers which orders it was handed, and which of their events were named."""
 
-    def __init__(self, orders: Orders, bus: LocalBus) -> None:
-        super().__init__(orders, bus, taken=())
-        self.documents: list[dict[str, Any]] = []
+    def __init__(self, orders: Orders, bus: MemoryBus) -> None:
+        super().__init__(orders, bus, subscribed=())
+        self.documents: list[OrderDocument] = []
         self.named: list[list[str] | None] = []
 
-    def announce(self, document: dict[str, Any], only: Sequence[Event] | None = None) -> None:
-        self.documents.append(document)
+    def publish_pending(self, order: OrderDocument, only: Sequence[Event] | None = None) -> None:
+        self.documents.append(order)
         self.named.append(None if only is None else [event.type for event in only])
-        super().announce(document, only)
+        super().publish_pending(order, only)

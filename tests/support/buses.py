@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
-from core.bus import Bus, Delivery, Message, Topology
+from core.bus.bus import Bus, Delivery, Message, Subscriptions
 from tools.chaos.system import wait_for
 
 logging.getLogger("pika").setLevel(logging.CRITICAL)  # as the programs do; ours logs the same in a line
@@ -69,7 +69,7 @@ class Outcomes:
         try:
             wait_for(lambda: self.count("confirmed") >= count, seconds)
         except AssertionError:
-            found = {outcome: self.count(outcome) for outcome in sum(self.by_id.values(), [])}
+            found = {outcome: self.count(outcome) for outcomes in self.by_id.values() for outcome in outcomes}
             raise AssertionError(f"{count} were to be confirmed within {seconds} s: {found}") from None
 
 
@@ -77,13 +77,14 @@ class Running:
     """`bus.consume` on a thread. Deliveries gather in `arrived`, unacked, or go to `deliver`."""
 
     def __init__(
-        self, bus: Bus, topology: Topology, names: Sequence[str] = (), prefetch: int = 16,
+        self, bus: Bus, subscriptions: Subscriptions, names: Sequence[str] = (), prefetch: int = 16,
         deliver: Callable[[Delivery], None] | None = None, wait: bool = True,
     ) -> None:  # fmt: skip
         self.bus, self.stop, self.error = bus, threading.Event(), None
         self.arrived: list[Delivery] = []
         self._ended: list[Delivery] = []
-        args = topology, list(names) or list(topology), prefetch, deliver or self.arrived.append, self.stop
+        names = list(names) or list(subscriptions)
+        args = subscriptions, names, prefetch, deliver or self.arrived.append, self.stop
         self._thread = threading.Thread(target=self._run, args=args, name="test-consume", daemon=True)
         self._thread.start()
         if wait:
@@ -106,7 +107,7 @@ class Running:
 
     def ack(self, *deliveries: Delivery) -> None:
         for delivery in deliveries:
-            if delivery not in self._ended:
+            if not any(delivery is ended for ended in self._ended):  # one that came again may be equal to the first
                 self._ended.append(delivery)
                 delivery.ack()
 
@@ -125,8 +126,8 @@ class Running:
 
 
 @contextmanager
-def running(bus: Bus, topology: Topology, *more, **options):
-    session = Running(bus, topology, *more, **options)
+def running(bus: Bus, subscriptions: Subscriptions, *more, **options):
+    session = Running(bus, subscriptions, *more, **options)
     try:
         yield session
     finally:

@@ -1,5 +1,6 @@
 """The consumer as tests run it: one worker driven by hand, the whole of it on a thread, and `python consumer.py`."""
 
+import itertools
 import json
 import os
 import signal
@@ -13,15 +14,17 @@ from typing import Any
 import mongomock
 
 import consumer
-from core import settings
-from core.bus import Bus, Delivery, Message, main_queue
-from core.events import event_schemas
-from core.outbox import Outbox
-from core.services import FunctionFailed
-from core.settings import ROOT
-from core.stock import Stock
-from core.store import Orders, view
-from core.sweep import Sweep
+from core.base import settings
+from core.base.settings import ROOT
+from core.bus.bus import Bus, Message
+from core.flow.outbox import Outbox
+from core.flow.services import FunctionFailed
+from core.flow.sweep import Sweep
+from core.order.schemas import event_schemas
+from core.order.view import view
+from core.running.discovery import discover
+from core.store.orders import Orders
+from core.store.stock import Stock
 from tests.support.buses import FakeBus
 from tests.support.samples import LABEL, api_event, body_of, place
 from tools.chaos.system import wait_for
@@ -58,13 +61,13 @@ class Desk:
         self.database = mongomock.MongoClient()["orderproc"] if database is None else database
         self.orders, self.stock, self.bus = Orders(self.database), Stock(self.database), bus or FakeBus()
         self.functions, self.stop = functions or Functions(), stop or threading.Event()
-        self.topology = {name: list(taken) for name, taken in handlers.items()}
-        types = dict.fromkeys([*event_schemas(), *sum(self.topology.values(), [])])
+        self.subscriptions = {name: list(taken) for name, taken in handlers.items()}
+        types = dict.fromkeys([*event_schemas(), *itertools.chain(*self.subscriptions.values())])
         self.subscribers = {type: [name for name in handlers if type in handlers[name]] for type in types}
         self.outbox = Outbox(self.orders, self.bus, {type for type in types if self.subscribers[type]})
         config = settings.load({"RETRY_DELAYS": delays})
-        parts = self.orders, self.stock, self.bus, self.outbox
-        self.worker = consumer.Worker(handlers, config, *parts, self.functions, self.stop)
+        args = config, self.orders, self.stock, self.outbox, self.functions, self.stop
+        self.worker = consumer.Worker(handlers, *args)
         self.sweep = self.new_sweep()
         self.stock.fill(stock)
 
@@ -86,38 +89,30 @@ class Desk:
         return body_of(self.orders.get(id), position)
 
     def cancel(self, id: str) -> dict:
-        """As the API does, but that nothing is announced."""
-        return self.orders.cancel(id, api_event("order_cancelled", id))[0]
+        """As the API does, but that nothing is published."""
+        return self.orders.cancel(api_event("order_cancelled", id))[0]
 
-    def give(self, handler: str, body: bytes, tries: int = 0, id: str = "") -> list[str]:
-        """Deliver, under the event's id unless another is given; gives a list that shows the end, once there is one."""
-        ended: list[str] = []
-        end = lambda acked: ended.append("acked" if acked else "released")  # noqa: E731
-        self.worker.deliver(Delivery(handler, body, id or json.loads(body)["id"], tries, end))
-        return ended
+    def give(self, handler: str, body: bytes, tries: int = 0, id: str = "") -> "HandDelivery":
+        """Deliver, under the event's id unless another is given; the delivery shows its end, once there is one."""
+        delivery = HandDelivery(handler, id or json.loads(body)["id"], body, tries)
+        self.worker.deliver(delivery)
+        return delivery
 
     def handle(self, handler: str, body: bytes, tries: int = 0, id: str = "") -> str:
-        """Deliver, wait for the end, and give it: acked or released."""
-        ended = self.give(handler, body, tries, id)
-        wait_for(lambda: ended, 10, "the delivery ended")
-        assert len(ended) == 1
-        return ended[0]
-
-    def deliver(self, messages: list[tuple[str, Message]]) -> None:
-        """Deliver messages that `pump` gave; what is parked stays where it is."""
-        for queue, message in messages:
-            if not queue.endswith(".dead"):
-                assert self.handle(queue.split(".")[1], message.body) == "acked", message.type
+        """Deliver, wait for the end, and give its verb."""
+        delivery = self.give(handler, body, tries, id)
+        wait_for(lambda: delivery.ends, 10, "the delivery ended")
+        assert len(delivery.ends) == 1
+        return delivery.end
 
     def pump(self, rounds: int = 9) -> list[tuple[str, Message]]:
-        """Deliver what was published, and what follows from it; gives all of it, as (queue, message)."""
+        """Deliver what was published, and what follows from it; gives all of it, as (handler, message)."""
         seen = []
         for _ in range(rounds):
             for message in self.bus.drain():
-                queues = [message.queue] if message.queue else map(main_queue, self.subscribers[message.type])
-                messages = [(queue, message) for queue in queues]
-                self.deliver(messages)
-                seen += messages
+                for handler in [message.handler] if message.handler else self.subscribers[message.type]:
+                    self.handle(handler, message.body)
+                    seen.append((handler, message))
         wait_for(lambda: not self.pending_moves(), what="no stock move is pending")
         return seen
 
@@ -127,9 +122,9 @@ class Desk:
         for document in orders.find({"_id": {"$in": list(order_ids)}} if order_ids else {}):
             older = {name: document[name] - past for name in ("touched", "updatedAt", "due") if name in document}
             orders.update_one({"_id": document["_id"]}, {"$set": older})
-        for document in [] if order_ids else stock.find({"notes.0": {"$exists": True}}):
-            older = [move | {"at": move["at"] - past} for move in document["notes"]]
-            stock.update_one({"_id": document["_id"]}, {"$set": {"notes": older}})
+        for document in [] if order_ids else stock.find({"moves.0": {"$exists": True}}):
+            older = [move | {"at": move["at"] - past} for move in document["moves"]]
+            stock.update_one({"_id": document["_id"]}, {"$set": {"moves": older}})
 
     # --- what is there to see
 
@@ -146,7 +141,32 @@ class Desk:
 
     def pending_moves(self) -> list[dict]:
         """Stock moves that are neither committed nor rolled back."""
-        return [move for document in self.database["stock"].find() for move in document.get("notes", [])]
+        return [move for document in self.database["stock"].find() for move in document.get("moves", [])]
+
+
+class HandDelivery:
+    """A delivery that remembers how it ended: the verb and its arguments."""
+
+    def __init__(self, handler: str, id: str, body: bytes, tries: int = 0) -> None:
+        self.handler, self.id, self.body, self.tries = handler, id, body, tries
+        self.ends: list[tuple[Any, ...]] = []
+
+    @property
+    def end(self) -> str:
+        """`ack`, `retry`, `park` or `release`; empty while it has not ended."""
+        return self.ends[0][0] if self.ends else ""
+
+    def ack(self) -> None:
+        self.ends.append(("ack",))
+
+    def retry(self, seconds: float, tries: int) -> None:
+        self.ends.append(("retry", seconds, tries))
+
+    def park(self, reason: str, tries: int) -> None:
+        self.ends.append(("park", reason, tries))
+
+    def release(self) -> None:
+        self.ends.append(("release",))
 
 
 def write_handlers(folder: Path, **handlers: str) -> Path:
@@ -167,9 +187,9 @@ class Consumer:
         self.stock.fill({"A1": 100, "B2": 100})
         environment = {"AMQP_URL": amqp_url, "HANDLERS_DIR": str(folder), "RETRY_DELAYS": delays}
         config = settings.load(environment)
-        args = config, consumer.discover(folder), self.orders, self.stock, bus, self.stop
-        client = {"region_name": "us-east-1", "aws_access_key_id": "none", "aws_secret_access_key": "none"}
-        self._thread = threading.Thread(target=consumer.consume, args=args, kwargs=client, daemon=True)
+        client = None  # no handler of these tests calls a function
+        args = config, discover(folder), self.orders, self.stock, bus, client, self.stop
+        self._thread = threading.Thread(target=consumer.consume, args=args, daemon=True)
         self._thread.start()
         wait_for(lambda: bus.consuming and bus.up, what="the consumer is up")
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import boto3
 from botocore.config import Config
 
-from core.settings import ROOT
+from core.base.settings import ROOT
 
 # Resource -> handler, as deployed.
 TEMPLATE = dict(

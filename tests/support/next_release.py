@@ -27,16 +27,21 @@ SOLD = """
 def order_confirmed(event, services):
     services.log.info("sold")
 """
-EDITS = {  # file: what is there, what comes after it
-    # an attribute of the envelope; events of today's release have none
-    "core/events.py": [
-        ('id = source = subject = time = orderstatus = traceparent = ""', '\n    release = "next"'),
-        ('ATTRIBUTES = ("id", "source", "subject", "time", "orderstatus", "traceparent"', ', "release"'),
+PARSED = 'return make_event(envelope["type"], envelope["data"], traceparent=trace, **attributes)'
+EDITS = {  # file: what is there, what it becomes
+    "core/order/events.py": [  # an attribute of the envelope; events of today's release have none
+        ('self.traceparent = ""', 'self.traceparent = ""\n        self.release = "next"'),
+        ('"traceparent": self.traceparent,', '"traceparent": self.traceparent, "release": self.release,'),
+        (PARSED, PARSED.replace("return", "event =") + """
+    event.release = envelope.get("release", "")
+    return event"""),
     ],
-    "core/store.py": [('"failureReason", "shipment",', ' "greeting",')],  # an order's field
-    "handlers/inventory.py": [("order_cancelled = order_failed", SOLD)],  # one more event for a handler
-    "handlers/shipping.py": [('"trackingNumber": label["trackingNumber"]', ', "service": "express"')],  # an event's
-}
+    "core/order/view.py": [('"shipment",', '"shipment", "greeting",')],  # an order's field
+    "handlers/inventory.py": [("order_cancelled = order_failed", f"order_cancelled = order_failed{SOLD}")],  # one more
+    "handlers/shipping.py": [  # a field of an event
+        ('"trackingNumber": label["trackingNumber"]', '"trackingNumber": label["trackingNumber"], "service": "express"')
+    ],
+}  # fmt: skip
 
 
 def make_next_release(folder: Path) -> Path:
@@ -44,9 +49,9 @@ def make_next_release(folder: Path) -> Path:
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "tests", "tools", "docs", "data"))
     for name, edits in EDITS.items():
         text = (folder / name).read_text()
-        for place, addition in edits:
-            assert text.count(place) == 1, f"{name} has changed: {place}"
-            text = text.replace(place, place + addition)
+        for there, instead in edits:
+            assert text.count(there) == 1, f"{name} has changed: {there}"
+            text = text.replace(there, instead)
         (folder / name).write_text(text)
     (folder / "handlers/points.py").write_text(POINTS)
     _change_schemas(folder / "schemas")

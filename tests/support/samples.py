@@ -3,10 +3,14 @@
 import uuid
 from typing import Any
 
-from core.bus import Bus
-from core.events import STATUS, Event, created_by_api, follow_up, message_body, new_order_id, new_traceparent, parse
-from core.outbox import Outbox
-from core.store import Orders, view
+from core.base.ids import new_order_id, new_traceparent
+from core.bus.bus import Bus
+from core.flow.outbox import Outbox
+from core.order.answers import follow_up
+from core.order.events import Event, make_event, message_body, parse
+from core.order.state_machine import TRANSITIONS
+from core.order.view import view
+from core.store.orders import Orders
 
 LABEL = {"carrier": "post", "trackingNumber": "T-1"}
 ADDRESS = {"name": "Ada", "line1": "1 Main St", "city": "London", "postalCode": "N1", "country": "GB"}
@@ -15,7 +19,7 @@ ADDRESS = {"name": "Ada", "line1": "1 Main St", "city": "London", "postalCode": 
 def an_order(quantity: int = 2, sku: str = "A1", **fields: Any) -> dict[str, Any]:
     """What the API hands to the store; prices are in cents."""
     return {
-        "id": new_order_id(),
+        "_id": new_order_id(),
         "owner": "shop",
         "customerId": "ada",
         "currency": "USD",
@@ -26,34 +30,39 @@ def an_order(quantity: int = 2, sku: str = "A1", **fields: Any) -> dict[str, Any
     }
 
 
-def api_event(type: str, order_id: str) -> Event:
-    return created_by_api(type, order_id, new_traceparent())
+def api_event(type: str, order_id: str, traceparent: str = "", id: str = "") -> Event:
+    """An event of the API."""
+    return make_event(
+        type, {}, id=id or str(uuid.uuid4()), source="/orderproc/api", subject=order_id,
+        orderstatus=TRANSITIONS[type].leaves, traceparent=new_traceparent(traceparent),
+    )  # fmt: skip
 
 
 def place(
     orders: Orders, bus: Bus | None = None, *, key: str | None = None, fingerprint: str = "as sent", **fields: Any
 ) -> dict[str, Any]:
-    """Store an order as the API does, announce it where a bus is given, and give its document."""
+    """Store an order as the API does, publish its event where a bus is given, and give its document."""
     order = an_order(**fields)
-    document, _ = orders.create(order, api_event("order_created", order["id"]), key, fingerprint)
+    document, _ = orders.create(order, api_event("order_created", order["_id"]), key, fingerprint)
     if bus:
-        Outbox(orders, bus).announce(document)
+        Outbox(orders, bus).publish_pending(document)
     return document
 
 
 def body_of(document: dict[str, Any], position: int = -1) -> bytes:
-    """An event the order announced, as it travels."""
+    """An event of the order, as it travels."""
     return message_body(document["events"][position], view(document, timeline=False))
 
 
 def event_of(document: dict[str, Any], position: int = -1) -> Event:
-    """An event the order announced, as a handler gets it."""
+    """An event of the order, as a handler gets it."""
     return parse(body_of(document, position))
 
 
 def answer(parent: Event, handler: str, type: str, **data: Any) -> Event:
     """A handler's answer, filled in as the consumer does."""
-    return follow_up(parent, handler, 0, Event(type, **data), STATUS.get(type, parent.orderstatus))
+    status = TRANSITIONS[type].leaves if type in TRANSITIONS else parent.orderstatus
+    return follow_up(parent, handler, 0, Event(type, **data), status)
 
 
 def an_attempt() -> str:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,8 +18,8 @@ import pika
 import pymongo
 import pytest
 
-from core.bus import queues_of
-from core.publisher import parameters
+from core.bus.link import parameters
+from core.bus.topology import queues_of
 from tools.chaos.system import free_port, wait_for
 
 used: set[str] = set()  # the carriers and stores that tests ran on; the summary of the session names them
@@ -104,6 +104,15 @@ def length(url: str, queue: str) -> int:
         return -1
 
 
+def consumers(url: str, queue: str) -> int:
+    """How many consume a queue; 0 also where there is no such queue."""
+    try:
+        with channel_to(url) as channel:
+            return channel.queue_declare(queue, passive=True).method.consumer_count
+    except pika.exceptions.ChannelClosedByBroker:
+        return 0
+
+
 def put(url: str, queue: str, *bodies: bytes, **properties: object) -> None:
     """Publish as somebody who is not us would."""
     with channel_to(url) as channel:
@@ -112,7 +121,16 @@ def put(url: str, queue: str, *bodies: bytes, **properties: object) -> None:
             channel.basic_publish("", queue, body, pika.BasicProperties(**properties), mandatory=True)
 
 
-def delete_queues(url: str, names=STANDARD, delays=("2", "15", "90", "0.1", "0.2", "0.3", "0.5", "1")) -> None:
+def declare_queues(url: str, names: Sequence[str], delays: Sequence[float]) -> None:
+    """Have the queues of these handlers, without a consumer and empty."""
+    with channel_to(url) as channel:
+        for name in names:
+            for queue, arguments in queues_of(name, delays).items():
+                channel.queue_declare(queue, durable=True, arguments=arguments)
+                channel.queue_purge(queue)
+
+
+def delete_queues(url: str, names=STANDARD, delays=(2, 15, 90, 0.1, 0.2, 0.3, 0.5, 1)) -> None:
     with channel_to(url) as channel:
         for name in names:
             for queue in queues_of(name, delays):
@@ -120,10 +138,13 @@ def delete_queues(url: str, names=STANDARD, delays=("2", "15", "90", "0.1", "0.2
 
 
 class Router:
-    """Stands between us and the broker of a URL, and passes everything on until a connection is `cut`."""
+    """Stands between us and the broker of a URL, and passes everything on until a connection is `cut`.
 
-    def __init__(self, url: str) -> None:
-        there = urlsplit(url)
+    A new connection hears nothing for the first `delay` seconds.
+    """
+
+    def __init__(self, url: str, delay: float = 0) -> None:
+        self._delay, there = delay, urlsplit(url)
         self._target, self._sides = (there.hostname, there.port or 5672), list[tuple[socket.socket, socket.socket]]()
         self._listener = socket.create_server(("127.0.0.1", 0))
         account, _, _ = there.netloc.rpartition("@")
@@ -139,10 +160,16 @@ class Router:
                     threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
 
     def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
+        time.sleep(self._delay)
         with suppress(OSError):  # cut
             while data := one.recv(65536):
                 other.sendall(data)
         _hang_up(one, other)
+
+    def cut_all(self) -> None:
+        """End every connection that there is."""
+        for number in range(self.connections):
+            self.cut(number)
 
     @property
     def connections(self) -> int:

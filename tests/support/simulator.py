@@ -9,15 +9,15 @@ happens next is drawn from one random generator. So a seed is a whole history, t
 At a moment the simulation may also deliver a message (the same one twice at once, too), cancel or place an order,
 sweep, kill an actor as `kill -9` would, or leave it standing until the sweep believes it dead and has fenced it.
 
-A write that somebody waits for has one of these fates: done; done twice; lost or done without an answer (StoreAway);
-half of its bulk done; its maker dead just before or just after it; or, beside any of these, a copy of it on a slow
-server that is done long after everybody forgot it. A write that nobody waits for may be done, lost or late. The bus
-loses and repeats messages, and functions time out.
+A write that somebody waits for has one of these fates: done; done twice; lost or done without an answer
+(StoreUnavailable); half of its bulk done; its maker dead just before or just after it; or, beside any of these, a copy
+of it on a slow server that is done long after everybody forgot it. A write that nobody waits for may be done, lost or
+late. The bus loses and repeats messages, and functions time out.
 
 `finish` ends the trouble: late writes arrive, who stood still goes on or dies, and the sweep has the last word. These
 invariants hold after every write: no stock is negative, what is available and what orders hold is never more than there
 was, no step is recorded twice, no final status changes. And these at the end: every order is final, nothing is pending
-or unfinished, and not a unit is missing: what a processed order asked for is held once, and nothing else is.
+or unfinished, and not a unit is missing: what a processed order needs is held once, and nothing else is.
 
 To replay what failed with "seed 42: ...", in tests/fast/test_interleavings.py:  simulation.check(42)
 Print in `step` and `fate` to see the history. A change of the program or of the draws makes another history of a seed.
@@ -28,19 +28,19 @@ import random
 import sys
 import threading
 from collections import Counter
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
-import consumer
-from core import store
-from core.batcher import StoreAway, apply
-from core.bus import Delivery, main_queue
-from core.store import Conflict, holdings
+from core.order.state_machine import holdings
+from core.store.connection import StoreUnavailable, connect
+from core.store.group_commit import bulk_write
+from core.store.orders import StatusConflict
 from handlers import inventory, shipping
 from tests.support.buses import FakeBus
-from tests.support.consumer import Desk
+from tests.support.consumer import Desk, HandDelivery
 from tests.support.samples import LABEL, place
 
 STOCK = {"A1": 7, "B2": 6}
@@ -73,7 +73,7 @@ class Simulation:
         self.trouble = False
         # The simulation is the desk's Lambda functions and stop signal as well: see `invoke` and `wait`.
         self.desk = Desk(
-            LossyBus(self), delays="1,1", stock={}, database=store.connect("memory"), functions=self, stop=self,
+            LossyBus(self), delays="1,1", stock={}, database=connect("memory"), functions=self, stop=self,
             **HANDLERS,
         )  # fmt: skip
         self.database, self.orders, self.stock = self.desk.database, self.desk.orders, self.desk.stock
@@ -84,7 +84,7 @@ class Simulation:
         """Swap the parts that have threads of their own. Nothing else in the tests reaches into the program like this:
         the program has no use for such seams, and a simulation that left these out would decide nothing."""
         for part, name in ((self.orders, "orders"), (self.stock, "stock")):
-            part._batch = SimulatedBatcher(self, self.database[name])
+            part._bulk = SimulatedGroupCommit(self, self.database[name])
         self.desk.worker._pool = self  # see `submit`
 
     def check(self, seed: int) -> None:
@@ -108,17 +108,12 @@ class Simulation:
         for name, module in list(sys.modules.items()):
             if name.startswith("core.") and hasattr(module, "now"):
                 monkeypatch.setattr(module, "now", lambda: BEGIN + timedelta(milliseconds=next(moments)))
-        monkeypatch.setattr(consumer, "FORWARD_AGAIN", 3600)  # repeated by a timer; here the sweep is first
 
     def _start(self, seed: int) -> None:
-        for thread in threading.enumerate():
-            if isinstance(thread, threading.Timer):  # a forward that waits to be repeated is of the run before
-                thread.cancel()
-                thread.join()
         self.dice, self.trouble, self.actor = random.Random(seed), False, None
         self.actors: list[Actor] = []
         self.paused: Actor | None = None
-        self.messages: list[tuple] = []
+        self.messages: list[tuple[str, str, bytes, int]] = []  # handler, id, body, tries
         self.late_writes: list[tuple] = []
         self.placed, self.ended = 0, dict[str, str]()
         for name in ("orders", "stock", "leases"):
@@ -151,7 +146,7 @@ class Simulation:
         if self.messages:
             chosen = self.dice.randrange(len(self.messages))
             message = self.messages[chosen] if self.dice.random() < 0.4 else self.messages.pop(chosen)
-            self.begin(self.desk.worker.deliver, Delivery(*message, end=lambda acked: None))
+            self.begin(self.desk.worker.deliver, SimulatedDelivery(self, *message))
 
     def sweep(self) -> None:
         self.database["leases"].delete_many({})  # a second sweep costs work, not correctness
@@ -160,14 +155,14 @@ class Simulation:
     def cancel(self) -> None:
         if documents := self._all_orders():
             id = self.dice.choice(documents)["_id"]
-            self.begin(lambda: self.desk.outbox.announce(self.desk.cancel(id)))
+            self.begin(lambda: self.desk.outbox.publish_pending(self.desk.cancel(id)))
 
     def order(self) -> None:
         skus, number = self.dice.choices(list(STOCK), k=2), self.placed
         lines = [{"sku": sku, "quantity": self.dice.randint(1, 2), "price": 1} for sku in skus]
         if number < 5:
             self.placed, id = number + 1, f"{number:08}-0000-7000-8000-000000000000"
-            self.begin(lambda: self.desk.outbox.announce(place(self.orders, id=id, items=lines)))
+            self.begin(lambda: self.desk.outbox.publish_pending(place(self.orders, _id=id, items=lines)))
 
     def pause(self, actor: "Actor | None" = None) -> None:
         """One stands still until another does, and sometimes everything gets old meanwhile and is swept."""
@@ -223,19 +218,19 @@ class Simulation:
         if trouble and self.dice.random() < 0.08:  # no answer to the first copy, which arrives whenever it likes
             self.late_writes.append((collection, writes))
             if once:
-                raise StoreAway("no answer, and it is not sent again")
+                raise StoreUnavailable("no answer, and it is not sent again")
         luck = self.dice.random() * self.calm if trouble else 1.0
         if luck < 0.04:
             raise Killed
         if luck < 0.08:
             self._apply(collection, self.dice.sample(writes, self.dice.randrange(len(writes) + 1)))
-            raise StoreAway("no answer, and only a part was done")
+            raise StoreUnavailable("no answer, and only a part was done")
         for _ in range(2 if luck < 0.2 and not once else 1):
             errors = self._apply(collection, writes)
         if luck < 0.25:
             raise Killed
         if luck < 0.3:
-            raise StoreAway("done, and nobody learns it")
+            raise StoreUnavailable("done, and nobody learns it")
         if trouble and collection.name == "stock" and self.dice.random() < 0.1:
             self.pause(self.actor)  # with moves pending and nothing recorded
         for error in errors.values():
@@ -250,7 +245,7 @@ class Simulation:
             self._apply(collection, writes)
 
     def _apply(self, collection, writes) -> dict[int, Exception]:
-        errors = apply(collection, writes)
+        errors = bulk_write(collection, writes)
         self._check_always()
         return errors
 
@@ -278,7 +273,7 @@ class Simulation:
         self.database["leases"].delete_many({})
         found = self.sweeps[0].round()
         while self.messages:
-            self.desk.worker.deliver(Delivery(*self.messages.pop(0), end=lambda acked: None))
+            self.desk.worker.deliver(SimulatedDelivery(self, *self.messages.pop(0)))
         return found
 
     def _all_orders(self) -> list[dict[str, Any]]:
@@ -332,7 +327,7 @@ class Actor:
         try:
             if not self.killed:
                 what(*args)
-        except (Killed, StoreAway, Conflict):
+        except (Killed, StoreUnavailable, StatusConflict):
             pass
         except BaseException as error:
             self.error = error
@@ -361,8 +356,8 @@ class Actor:
         self.go.release()
 
 
-class SimulatedBatcher:
-    """In a batcher's place, with the promises a batcher gives, and with everything that may happen meanwhile."""
+class SimulatedGroupCommit:
+    """In place of group commit, with its promises, and with everything that may happen meanwhile."""
 
     away = False
 
@@ -376,8 +371,25 @@ class SimulatedBatcher:
         self._simulation.moment()
         return {document["_id"]: document for document in self._collection.find({"_id": {"$in": list(read)}})}
 
+    @contextmanager
+    def reading(self):
+        yield self._collection
+
     def offer(self, *writes) -> None:
         self._simulation.fate_of_an_offer(self._collection, list(writes))
+
+
+class SimulatedDelivery(HandDelivery):
+    """A delivery whose retry may come as soon as it likes, and may be lost like anything on the bus."""
+
+    def __init__(self, simulation: Simulation, *args) -> None:
+        super().__init__(*args)
+        self._simulation = simulation
+
+    def retry(self, seconds, tries) -> None:
+        super().retry(seconds, tries)
+        if not (self._simulation.trouble and self._simulation.dice.random() < 0.2):
+            self._simulation.messages.append((self.handler, self.id, self.body, tries))
 
 
 class LossyBus(FakeBus):
@@ -389,11 +401,8 @@ class LossyBus(FakeBus):
 
     def publish(self, message, done) -> None:
         simulation = self._simulation
-        outcome = "dropped" if simulation.trouble and simulation.dice.random() < 0.1 else "confirmed"
+        outcome = "unsent" if simulation.trouble and simulation.dice.random() < 0.1 else "confirmed"
         if outcome == "confirmed" and not (simulation.trouble and simulation.dice.random() < 0.1):
-            named = [message.queue] if message.queue else map(main_queue, simulation.desk.subscribers[message.type])
-            tries = message.headers.get("tries", 0)
-            simulation.messages += [
-                (queue.split(".")[1], message.body, message.id, tries) for queue in named if "dead" not in queue
-            ]
+            handlers = [message.handler] if message.handler else simulation.desk.subscribers[message.type]
+            simulation.messages += [(handler, message.id, message.body, 0) for handler in handlers]
         done(outcome)

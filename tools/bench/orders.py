@@ -3,7 +3,7 @@
     python -m tools.bench.orders --mongodb-url mongodb://... --amqp-url amqp://... [--orders 1000] [--clients 1 16 64]
 
 Rates are those of this machine and this minute; commands per order and batch sizes are the program's own. Counting ends
-when every order is closed, so clearing, settling and sweeping are in the figures. It writes to the database
+when every order is closed, so clearing, committing and sweeping are in the figures. It writes to the database
 `orderproc_bench` and uses the broker's `orders` exchange: give it a vhost of its own.
 """
 
@@ -23,14 +23,14 @@ HEAD = f"{'clients':>8}{'accepted/s':>12}{'ended/s':>10}{'commands/order':>16}{'
 
 
 def main() -> None:
-    words = _arguments()
-    url = urlunsplit(urlsplit(words.mongodb_url)._replace(path="/orderproc_bench"))
+    arguments = _arguments()
+    url = urlunsplit(urlsplit(arguments.mongodb_url)._replace(path="/orderproc_bench"))
     print(HEAD)
-    for clients in words.clients:
+    for clients in arguments.clients:
         with pymongo.MongoClient(url) as client:
             client.drop_database("orderproc_bench")
-        with tempfile.TemporaryDirectory() as folder, System(Path(folder), url, words.amqp_url) as system:
-            measure(system, words.orders, clients)
+        with tempfile.TemporaryDirectory() as folder, System(Path(folder), url, arguments.amqp_url) as system:
+            measure(system, arguments.orders, clients)
 
 
 def _arguments() -> argparse.Namespace:

@@ -47,7 +47,7 @@ def main() -> int:
         with stack():
             return report(harm())
     except subprocess.CalledProcessError as error:
-        print(f"{' '.join(error.cmd)} failed; it said why above")
+        print(f"{' '.join(error.cmd)} failed; its output is above")
         return 1
 
 
@@ -80,7 +80,8 @@ def stack() -> Iterator[None]:
 def compose(*words: str) -> str:
     """Run `docker compose` and give what it printed; raises CalledProcessError, and then shows why."""
     words = ("docker", "compose", "--project-name", "orderproc-test", *words)
-    run = subprocess.run(words, env={**os.environ, **PORTS, **SECRETS}, capture_output=True, text=True)
+    environment = {**os.environ, **PORTS, **SECRETS}
+    run = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     if run.returncode:
         print(run.stdout, run.stderr, sep="\n", file=sys.stderr)
     run.check_returncode()
@@ -94,7 +95,7 @@ class Clients:
         self.orders: dict[str, str] = {}  # Idempotency-Key: order id
         self.refused = 0
         self._numbers = itertools.count()
-        ask("PUT", "/stock/S1", {"available": STOCK})
+        call("PUT", "/stock/S1", {"available": STOCK})
 
     @contextmanager
     def ordering(self) -> Iterator[None]:
@@ -113,18 +114,18 @@ class Clients:
         while not stop.is_set():
             key, deadline = f"order-{next(self._numbers)}", time.monotonic() + 120
             while key not in self.orders:
-                status, said = ask("POST", "/orders", order, {"Idempotency-Key": key})
+                status, answer = call("POST", "/orders", order, {"Idempotency-Key": key})
                 if status == 201:
-                    self.orders[key] = said["id"]
+                    self.orders[key] = answer["id"]
                 elif status in (0, 503) and time.monotonic() < deadline:
                     self.refused += 1
                     time.sleep(0.2)
                 else:
-                    raise AssertionError(f"POST /orders: {status} {said}")
+                    raise AssertionError(f"POST /orders: {status} {answer}")
             time.sleep(0.1)  # some thousand orders are enough
 
 
-def ask(method: str, path: str, body: object = None, headers: dict[str, str] | None = None) -> tuple[int, dict]:
+def call(method: str, path: str, body: object = None, headers: dict[str, str] | None = None) -> tuple[int, dict]:
     """Status and answer; (0, {}) where there was none."""
     port, key = PORTS["API_PORT"], SECRETS["API_KEYS"].split(":")[1]
     request = urllib.request.Request(
@@ -143,14 +144,14 @@ def ask(method: str, path: str, body: object = None, headers: dict[str, str] | N
 def report(clients: Clients) -> int:
     """Wait until every order ended, compare all that was done for it, and say so; 0 where nothing is wrong."""
     ids, began = set(clients.orders.values()), time.monotonic()
-    wait_until(lambda: not ask("GET", "/orders?status=pending&limit=1")[1].get("orders", [1]))
+    wait_until(lambda: not call("GET", "/orders?status=pending&limit=1")[1].get("orders", [1]))
     wait_until(lambda: ids <= mailed().keys())
     print(f"{len(ids)} orders; all that follows from the last was done {time.monotonic() - began:.0f} s after it")
     wait_until(lambda: available() == STOCK - len(ids), 90)  # what a killed consumer held, the sweep frees after 60 s
     orders = {order["id"]: order for order in every_order()}
     mails, labels, left = mailed(), labelled(), available()
     wrong = {
-        "orders answered 201 that are not there, or orders nobody asked for": orders.keys() ^ ids,
+        "orders answered 201 that are not there, or orders nobody sent": orders.keys() ^ ids,
         "keys that share an order": range(len(clients.orders) - len(ids)),
         "orders that did not end processed": [id for id, order in orders.items() if order["status"] != "processed"],
         "orders with a parked step": [id for id, order in orders.items() if "parked" in order],
@@ -173,13 +174,13 @@ def wait_until(condition: Callable[[], bool], seconds: float = 600) -> None:
 
 
 def available() -> int:
-    return ask("GET", "/stock/S1")[1].get("available", -1)
+    return call("GET", "/stock/S1")[1].get("available", -1)
 
 
 def every_order() -> Iterator[dict]:
     cursor: str | None = ""
     while cursor is not None:
-        page = ask("GET", "/orders?limit=100" + (f"&cursor={cursor}" if cursor else ""))[1]
+        page = call("GET", "/orders?limit=100" + (f"&cursor={cursor}" if cursor else ""))[1]
         yield from page["orders"]
         cursor = page["next"]
 

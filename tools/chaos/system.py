@@ -124,8 +124,7 @@ class System:
     def _ready(self, name: str, port: int) -> bool:
         assert self.processes[name].poll() is None, self.log(name)[-3000:]
         try:
-            status, body = self.call("GET", "/readyz", port=port)
-            return status == 200
+            return self.call("GET", "/readyz", port=port)[0] == 200
         except OSError:
             return False
 
@@ -196,7 +195,7 @@ class System:
         started = time.monotonic()
         # Looked at now and then only: the looking would be most of the store's work.
         wait_for(lambda: not self.pending(limit=1), seconds, "every order is final", every=0.25)
-        wait_for(lambda: all(_told(order) for order in self.orders()), seconds, "every customer is told", every=0.5)
+        wait_for(lambda: all(_mailed(order) for order in self.orders()), seconds, "every mail is recorded", every=0.5)
         return time.monotonic() - started
 
     @contextmanager
@@ -217,17 +216,16 @@ class System:
             if name in (line.split("{")[0].split(" ")[0], line.rsplit(" ", 1)[0])
         )
 
-    def age_notes(self) -> None:
-        """Have the sweep end the stock notes of killed processes now, instead of a minute later."""
+    def age_moves(self) -> None:
+        """Have the sweep end the stock moves of killed processes now, instead of a minute later."""
         with self.database() as database:
-            for document in database.stock.find({"notes.0": {"$exists": True}}):
-                notes = [note | {"at": note["at"] - timedelta(minutes=2)} for note in document["notes"]]
-                database.stock.update_one(
-                    {"_id": document["_id"], "notes": document["notes"]}, {"$set": {"notes": notes}}
-                )
+            for document in database.stock.find({"moves.0": {"$exists": True}}):
+                moves = [move | {"at": move["at"] - timedelta(minutes=2)} for move in document["moves"]]
+                unchanged = {"_id": document["_id"], "moves": document["moves"]}
+                database.stock.update_one(unchanged, {"$set": {"moves": moves}})
 
     def wait_until_whole(self, stock: dict[str, int], seconds: float = 30) -> None:
-        """Wait until `check` has nothing to say; raises AssertionError with what it says."""
+        """Wait until `check` finds nothing wrong; raises AssertionError with what it finds."""
         deadline = time.monotonic() + seconds
         while (wrong := self.check(stock)) and time.monotonic() < deadline:
             time.sleep(0.5)
@@ -260,11 +258,11 @@ class System:
 def _post(connection: http.client.HTTPConnection, order: dict) -> Result:
     started = time.monotonic()
     try:
-        status, answer = _exchange(connection, "POST", "/orders", order, {})
+        status, stored = _exchange(connection, "POST", "/orders", order, {})
     except (OSError, http.client.HTTPException):
-        status, answer = 0, {}
+        status, stored = 0, {}
         connection.close()
-    return Result(status, answer.get("id", ""), time.monotonic() - started)
+    return Result(status, stored.get("id", ""), time.monotonic() - started)
 
 
 def _exchange(
@@ -272,12 +270,12 @@ def _exchange(
 ) -> tuple[int, dict]:
     sent = {"Authorization": f"Bearer {SECRET}", "Content-Type": "application/json", **headers}
     connection.request(method, path, json.dumps(body) if body is not None else None, sent)
-    answer = connection.getresponse()
-    text = answer.read()
-    return answer.status, json.loads(text) if text[:1] == b"{" else {}
+    response = connection.getresponse()
+    text = response.read()
+    return response.status, json.loads(text) if text[:1] == b"{" else {}
 
 
-def _told(order: dict) -> bool:
+def _mailed(order: dict) -> bool:
     return any(line["by"] == "email" and "done" in line for line in order["timeline"])
 
 

@@ -4,7 +4,7 @@ import json
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 from functools import cache
 
-from core.settings import ROOT
+from core.base.settings import ROOT
 
 LARGEST_TOTAL = 10**15 - 1  # minor units; 15 digits are what a JSON number carries exactly
 EXACT = Context(prec=MAX_PREC, Emin=MIN_EMIN, Emax=MAX_EMAX)  # the usual one rounds after 28 digits

@@ -7,8 +7,9 @@ import logging
 import bottle
 import pytest
 
-from core import telemetry
-from core.telemetry import Lines, about, add_health
+from core.base import metrics
+from core.base.logs import Lines, context, set_up_logging
+from core.running.health import add_health
 
 
 def written(as_json: bool, message: str = "sent", error: Exception | None = None, **extra) -> str:
@@ -19,7 +20,7 @@ def written(as_json: bool, message: str = "sent", error: Exception | None = None
 
 
 def test_a_line_for_machines_is_one_json_object():
-    with about(order="0193", trace="4bf9"):
+    with context(order="0193", trace="4bf9"):
         line = json.loads(written(True, "sent", queue="orders.email"))
     assert line.pop("at").endswith("Z")
     assert line.pop("level") == "INFO"
@@ -29,11 +30,11 @@ def test_a_line_for_machines_is_one_json_object():
 
 
 def test_a_line_for_people_has_the_fields_behind_the_message():
-    with about(order="0193"):
+    with context(order="0193"):
         assert written(False, "sent", queue="orders.email").endswith("INFO    sent order=0193 queue=orders.email")
 
 
-def test_what_json_cannot_say_is_said_as_text():
+def test_what_json_cannot_hold_is_written_as_text():
     assert "Decimal" in written(True, number=__import__("decimal").Decimal)
 
 
@@ -47,7 +48,7 @@ def test_a_stack_comes_below_a_line_for_people():
 
 
 def test_a_context_ends_with_its_block_even_after_an_error():
-    with pytest.raises(ValueError), about(order="outer"), about(order="inner", event="e"):
+    with pytest.raises(ValueError), context(order="outer"), context(order="inner", event="e"):
         raise ValueError
     assert "order" not in json.loads(written(True))
 
@@ -57,7 +58,7 @@ def test_logging_is_json_on_standard_error_without_a_terminal(monkeypatch):
     before = root.handlers[:], root.level
     monkeypatch.setattr("sys.stderr", output)
     try:
-        telemetry.set_up_logging("info", "")
+        set_up_logging("info", "")
         logging.getLogger("core.bus").info("hello")
         logging.getLogger("core.bus").debug("not this")
         logging.getLogger("urllib3").info("nor this")
@@ -69,27 +70,35 @@ def test_logging_is_json_on_standard_error_without_a_terminal(monkeypatch):
 # --- health
 
 
-def call(path: str, state: dict | None = None) -> tuple[int, str, bytes]:
+def call(path: str, store: bool = True, broker: bool = True, needs_broker: bool = True) -> tuple[int, str, bytes]:
     app, answer = bottle.Bottle(), {}
-    add_health(app, lambda: state or {"ready": True})
+    add_health(app, lambda: store, lambda: broker, needs_broker)
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": path, "wsgi.input": io.BytesIO(), "wsgi.errors": io.StringIO()}
     body = b"".join(app(environ, lambda status, headers, _: answer.update(status=status, headers=dict(headers))))
     return int(answer["status"][:3]), answer["headers"]["Content-Type"], body
 
 
 def test_healthz_asks_nobody():
-    assert call("/healthz", {"ready": False})[0] == 200
+    assert call("/healthz", store=False, broker=False)[0] == 200
 
 
-@pytest.mark.parametrize(("ready", "status"), [(True, 200), (False, 503)])
-def test_readyz_is_503_where_something_is_missing(ready, status):
-    state = {"ready": ready, "store": "up", "broker": "down"}
-    answer = call("/readyz", state)
-    assert answer[0] == status and json.loads(answer[2]) == state
+@pytest.mark.parametrize(
+    ("store", "broker", "needs_broker", "ready"),
+    [
+        (True, True, True, True), (True, True, False, True), (True, False, False, True), (True, False, True, False),
+        (False, True, False, False), (False, True, True, False), (False, False, False, False),
+        (False, False, True, False),
+    ],
+)  # fmt: skip
+def test_readyz_is_503_while_what_is_needed_is_missing(store, broker, needs_broker, ready):
+    status, _, body = call("/readyz", store, broker, needs_broker)
+    words = {True: "up", False: "down"}
+    assert status == (200 if ready else 503)
+    assert json.loads(body) == {"ready": ready, "store": words[store], "broker": words[broker]}
 
 
 def test_metrics_are_prometheus_text_with_the_names_of_the_design():
-    telemetry.ORDERS.labels("pending").inc()
+    metrics.ORDERS.labels("pending").inc()
     status, kind, body = call("/metrics")
     assert status == 200 and kind.startswith("text/plain")
     names = {line.split()[2] for line in body.decode().splitlines() if line.startswith("# TYPE orderproc_")}

@@ -1,5 +1,6 @@
 """Group commit: who shares a bulk, who gets which error, and that nobody waits for ever."""
 
+import functools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,9 @@ from pymongo.errors import (
     WTimeoutError,
 )
 
-from core import batcher
-from core.batcher import Batcher, Busy, Duplicate, StoreAway, Write
+from core.store import group_commit
+from core.store.connection import DocumentExists, StoreBusy, StoreUnavailable
+from core.store.group_commit import GroupCommit, Write
 from tools.chaos.system import wait_for
 
 
@@ -28,7 +30,7 @@ def bulk_error(*refused: tuple[int, int], write_concern: bool = False) -> BulkWr
 
 
 class Collection:
-    """What the batcher sees of a store. `plan` says how the next bulks end (None: well); `hold` holds them up."""
+    """What group commit sees of a store. `plan` says how the next bulks end (None: well); `hold` holds them up."""
 
     name = "fake"
 
@@ -66,7 +68,7 @@ def insert(id: str, **fields) -> Write:
     return Write(None, {"_id": id, **fields})
 
 
-def wait_until_gathered(group: Batcher, count: int) -> None:
+def wait_until_gathered(group: GroupCommit, count: int) -> None:
     """Wait until that many calls wait for the next bulk; who waits shows nowhere else."""
     wait_for(lambda: len(group._waiting) == count, 5)
 
@@ -75,9 +77,13 @@ def nothing() -> None:
     """Nothing to prepare."""
 
 
+def refuse(where):
+    raise OperationFailure("the read is refused")
+
+
 @pytest.fixture(autouse=True)
 def short_pause(monkeypatch):
-    monkeypatch.setattr(batcher, "PAUSE", 0.01)
+    monkeypatch.setattr(group_commit, "PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -103,7 +109,7 @@ def while_one_is_on_its_way(collection, group, crowd, calls):
 
 def test_whoever_is_alone_gets_a_batch_of_one_at_once():
     collection = Collection()
-    group = Batcher(collection, nothing)
+    group = GroupCommit(collection, nothing)
     started = time.monotonic()
     assert group.do([insert("a", n=1)], ["a"]) == {"a": {"_id": "a", "n": 1}}
     assert (collection.bulks, collection.finds) == ([["a"]], [["a"]])
@@ -112,31 +118,33 @@ def test_whoever_is_alone_gets_a_batch_of_one_at_once():
 
 def test_many_threads_share_one_bulk_and_one_read(crowd):
     collection = Collection()
-    group = Batcher(collection, nothing)
-    calls = [lambda id=f"o{n}": group.do([insert(id)], [id]) for n in range(40)]
+    group = GroupCommit(collection, nothing)
+    calls = [lambda name=f"o{n}": group.do([insert(name)], [name]) for n in range(40)]
     answers = [future.result(5) for future in while_one_is_on_its_way(collection, group, crowd, calls)]
     assert [list(answer) for answer in answers] == [[f"o{n}"] for n in range(40)]
     assert [len(bulk) for bulk in collection.bulks] == [1, 40] and len(collection.finds) == 1
 
 
-def test_a_bulk_has_a_largest_size(crowd):
+def test_a_bulk_has_a_largest_size(crowd, monkeypatch):
+    monkeypatch.setattr(group_commit, "LARGEST_BATCH", 4)
     collection = Collection()
-    group = Batcher(collection, nothing, most=4)
+    group = GroupCommit(collection, nothing)
     calls = [lambda n=n: group.do([insert(f"{n}a"), insert(f"{n}b")]) for n in range(7)]
     for future in while_one_is_on_its_way(collection, group, crowd, calls):
         future.result(5)
     assert [len(bulk) for bulk in collection.bulks] == [1, 4, 4, 4, 2]
 
 
-def test_one_call_with_too_many_writes_still_makes_one_bulk():
+def test_one_call_with_too_many_writes_still_makes_one_bulk(monkeypatch):
+    monkeypatch.setattr(group_commit, "LARGEST_BATCH", 4)
     collection = Collection()
-    Batcher(collection, nothing, most=4).do([insert(str(n)) for n in range(9)])
+    GroupCommit(collection, nothing).do([insert(str(n)) for n in range(9)])
     assert [len(bulk) for bulk in collection.bulks] == [9]
 
 
 def test_a_read_alone_is_one_find_and_no_bulk():
     collection = Collection()
-    assert Batcher(collection, nothing).do(read=["missing"]) == {}
+    assert GroupCommit(collection, nothing).do(read=["missing"]) == {}
     assert (collection.bulks, collection.finds) == ([], [["missing"]])
 
 
@@ -145,23 +153,24 @@ def test_a_read_alone_is_one_find_and_no_bulk():
 
 def test_an_error_inside_a_bulk_answers_only_its_own_waiter(crowd):
     collection = Collection(None, bulk_error((1, 11000), (3, 121)))
-    group = Batcher(collection, nothing)
+    group = GroupCommit(collection, nothing)
     calls = [lambda n=n: group.do([insert(str(n))]) for n in range(5)]
     futures = while_one_is_on_its_way(collection, group, crowd, calls)
     by_place = {bulk: futures[int(bulk)].exception(5) for bulk in collection.bulks[1]}
-    assert [type(error) for error in by_place.values()] == [type(None), Duplicate, type(None), RuntimeError, type(None)]
+    none = type(None)
+    assert [type(error) for error in by_place.values()] == [none, DocumentExists, none, RuntimeError, none]
     assert len(collection.bulks) == 2
 
 
 def test_an_error_of_any_of_its_writes_is_the_waiters(crowd):
-    group = Batcher(Collection(bulk_error((1, 11000))), nothing)
-    with pytest.raises(Duplicate):
+    group = GroupCommit(Collection(bulk_error((1, 11000))), nothing)
+    with pytest.raises(DocumentExists):
         group.do([insert("a"), insert("b"), insert("c")])
 
 
 def test_one_that_cannot_be_encoded_fails_only_the_culprit(crowd):
     collection = Collection()
-    group = Batcher(collection, nothing)
+    group = GroupCommit(collection, nothing)
     calls = [lambda n=n: group.do([insert(str(n), x={1} if n == 2 else 1)], [str(n)]) for n in range(4)]
     futures = while_one_is_on_its_way(collection, group, crowd, calls)
     assert isinstance(futures[2].exception(5), InvalidDocument)
@@ -182,23 +191,23 @@ UNKNOWN = [
 @pytest.mark.parametrize("error", UNKNOWN, ids=lambda error: type(error).__name__)
 def test_an_unknown_outcome_repeats_the_write_until_it_is_acknowledged(error):
     collection = Collection(error, error, error)
-    assert Batcher(collection, nothing).do([insert("a")], ["a"]) == {"a": {"_id": "a"}}
+    assert GroupCommit(collection, nothing).do([insert("a")], ["a"]) == {"a": {"_id": "a"}}
     assert collection.bulks == [["a"]] * 4
 
 
 @pytest.mark.parametrize("error", UNKNOWN, ids=lambda error: type(error).__name__)
 def test_a_write_meant_once_is_not_resent_unlike_its_neighbours(error, crowd):
     collection = Collection(None, error, error)
-    group = Batcher(collection, nothing)
+    group = GroupCommit(collection, nothing)
     calls = [lambda n=n: group.do([insert(str(n))], [str(n)], once=n == 1) for n in range(3)]
     futures = while_one_is_on_its_way(collection, group, crowd, calls)
-    assert isinstance(futures[1].exception(5), StoreAway)
+    assert isinstance(futures[1].exception(5), StoreUnavailable)
     assert futures[0].result(5) and futures[2].result(5)
     assert [sorted(bulk) for bulk in collection.bulks] == [["first"], ["0", "1", "2"], ["0", "2"], ["0", "2"]]
 
 
 def test_what_is_done_once_is_answered_like_anything_else():
-    assert Batcher(Collection(), nothing).do([insert("a")], ["a"], once=True) == {"a": {"_id": "a"}}
+    assert GroupCommit(Collection(), nothing).do([insert("a")], ["a"], once=True) == {"a": {"_id": "a"}}
 
 
 def test_a_lost_read_repeats_the_write_before_it():
@@ -212,20 +221,16 @@ def test_a_lost_read_repeats_the_write_before_it():
         return find(where)
 
     collection.find = lost
-    assert Batcher(collection, nothing).do([insert("a")], ["a"]) == {"a": {"_id": "a"}}
+    assert GroupCommit(collection, nothing).do([insert("a")], ["a"]) == {"a": {"_id": "a"}}
     assert collection.bulks == [["a"]] * 2
 
 
 def test_an_acknowledged_write_is_never_answered_with_a_reads_error():
-    """Whoever gets an error other than StoreAway may undo what it did; the write is there."""
+    """Whoever gets an error other than StoreUnavailable may undo what it did; the write is there."""
     collection = Collection()
-
-    def refused(where):
-        raise OperationFailure("the read is refused")
-
-    collection.find = refused
-    with pytest.raises(StoreAway):
-        Batcher(collection, nothing).do([insert("a")], ["a"], seconds=0.3)
+    collection.find = refuse
+    with pytest.raises(StoreUnavailable):
+        GroupCommit(collection, nothing).do([insert("a")], ["a"], seconds=0.3)
 
 
 # --- the store is away
@@ -245,20 +250,20 @@ class Away(Collection):
         super().bulk_write(operations, ordered)
 
 
-def refusal(group: Batcher, id: str) -> str:
+def refusal(group: GroupCommit, id: str) -> str:
     """Why a write was not done: nobody answers, or another finds out already whether the store is back."""
     try:
         group.do([insert(id)], seconds=0.1)
-    except StoreAway as error:
+    except StoreUnavailable as error:
         return str(error)
     return ""
 
 
 def test_a_waiter_past_its_deadline_is_answered_and_never_written():
     collection = Away()
-    group = Batcher(collection, nothing)
+    group = GroupCommit(collection, nothing)
     started = time.monotonic()
-    with pytest.raises(StoreAway, match="no answer"):
+    with pytest.raises(StoreUnavailable, match="no answer"):
         group.do([insert("early")], seconds=0.1)
     assert 0.1 <= time.monotonic() - started < 0.5
     wait_for(lambda: "no answer" in refusal(group, "late"), 5, "it gave the early one up, and tries the next")
@@ -269,7 +274,7 @@ def test_a_waiter_past_its_deadline_is_answered_and_never_written():
 
 def test_a_deadline_is_each_waiters_own(crowd):
     collection = Away()
-    group = Batcher(collection, nothing)
+    group = GroupCommit(collection, nothing)
     away = collection.bulk_write
 
     def held(operations, ordered):
@@ -284,7 +289,7 @@ def test_a_deadline_is_each_waiters_own(crowd):
     futures += [crowd.submit(group.do, [insert("short")], (), 0.2), crowd.submit(group.do, [insert("long")], (), 3)]
     wait_until_gathered(group, 2)
     collection.hold.set()
-    assert isinstance(futures[1].exception(1), StoreAway)
+    assert isinstance(futures[1].exception(1), StoreUnavailable)
     collection.back = True
     assert [futures[0].exception(3), futures[2].exception(3)] == [None, None]
     assert "short" not in collection.documents
@@ -292,12 +297,12 @@ def test_a_deadline_is_each_waiters_own(crowd):
 
 def test_while_away_one_waits_and_others_are_refused_at_once(crowd):
     collection = Away()
-    group = Batcher(collection, nothing)
+    group = GroupCommit(collection, nothing)
     one = crowd.submit(group.do, [insert("one")], (), 5)
     wait_for(lambda: group.away, 5)
     started = time.monotonic()
     others = [crowd.submit(group.do, [insert(f"other{n}")]) for n in range(50)]
-    assert {type(other.exception(1)) for other in others} == {StoreAway}
+    assert {type(other.exception(1)) for other in others} == {StoreUnavailable}
     assert time.monotonic() - started < 0.5 and not one.done()
     collection.back = True
     one.result(2)
@@ -307,23 +312,65 @@ def test_while_away_one_waits_and_others_are_refused_at_once(crowd):
 
 def test_what_waited_while_the_store_was_away_is_written_afterwards(crowd):
     collection = Collection(AutoReconnect("away"), AutoReconnect("away"))
-    group = Batcher(collection, nothing)
+    group = GroupCommit(collection, nothing)
     calls = [lambda n=n: group.do([insert(str(n))]) for n in range(3)]
     for future in while_one_is_on_its_way(collection, group, crowd, calls):
         assert future.exception(5) is None
     assert set(collection.documents) == {"first", "0", "1", "2"}
 
 
+# --- plain reads, and asking whether the store answers
+
+
+def test_a_plain_reads_error_is_a_store_unavailable():
+    with pytest.raises(StoreUnavailable, match="refused"), GroupCommit(Collection(), nothing).reading():
+        raise OperationFailure("refused")
+
+
+def test_a_plain_read_is_refused_at_once_while_away(crowd):
+    collection = Away()
+    group = GroupCommit(collection, nothing)
+    one = crowd.submit(group.do, [insert("one")], (), 5)
+    wait_for(lambda: group.away, 5)
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailable, match="away"), group.reading():
+        pytest.fail("it reads")
+    assert time.monotonic() - started < 0.5
+    collection.back = True
+    one.result(5)
+    with group.reading() as found:
+        assert found is collection
+
+
+def test_a_crowd_of_pings_asks_once(crowd):
+    collection = Collection()
+    group = GroupCommit(collection, nothing)
+    assert [ping.result(5) for ping in [crowd.submit(group.ping) for _ in range(50)]] == [True] * 50
+    assert collection.finds == [["-"]]
+
+
+def test_a_ping_asks_again_after_a_second(monkeypatch):
+    collection = Collection()
+    group = GroupCommit(collection, nothing)
+    assert group.ping()
+    collection.find = refuse
+    assert group.ping(), "the answer of a moment ago"
+    monkeypatch.setattr(time, "monotonic", lambda real=time.monotonic: real() + 1.1)
+    monkeypatch.setattr(group, "do", functools.partial(group.do, seconds=0.1))
+    assert not group.ping()
+
+
 # --- bounds
 
 
-def test_beyond_the_bound_writes_are_answered_busy_and_not_done(crowd):
+def test_beyond_the_bound_writes_are_answered_busy_and_not_done(crowd, monkeypatch):
+    monkeypatch.setattr(group_commit, "LARGEST_QUEUE", 3)
     collection = Collection()
-    group = Batcher(collection, nothing, bound=3)
+    group = GroupCommit(collection, nothing)
 
     def one_more():
         wait_until_gathered(group, 3)
-        with pytest.raises(Busy):
+        with pytest.raises(StoreBusy):
             group.do([insert("too many")])
         group.offer(insert("offered too many"))
         collection.hold.set()
@@ -347,12 +394,12 @@ def test_a_dead_batching_thread_is_logged_and_callers_never_hang(caplog):
         raise SystemExit("dead")
 
     threads = set(threading.enumerate())
-    group = Batcher(Collection(), die)
-    with pytest.raises(StoreAway):
+    group = GroupCommit(Collection(), die)
+    with pytest.raises(StoreUnavailable):
         group.do([insert("the one it died of")], seconds=0.2)
     wait_for(lambda: set(threading.enumerate()) <= threads, 5, "its thread is over")
     started = time.monotonic()
-    with pytest.raises(StoreAway, match="dead"):
+    with pytest.raises(StoreUnavailable, match="dead"):
         group.do([insert("later")])
     group.offer(insert("later still"))
     assert time.monotonic() - started < 0.2
@@ -365,21 +412,21 @@ def test_a_dead_batching_thread_is_logged_and_callers_never_hang(caplog):
 def test_an_offer_is_written_without_anybody_waiting():
     collection = Collection()
     collection.hold.clear()
-    Batcher(collection, nothing).offer(insert("a"), insert("b"))
+    GroupCommit(collection, nothing).offer(insert("a"), insert("b"))
     collection.hold.set()
     wait_for(lambda: set(collection.documents) == {"a", "b"}, 5)
 
 
 def test_an_offer_that_is_refused_raises_nowhere():
     collection = Collection(bulk_error((0, 11000)))
-    group = Batcher(collection, nothing)
+    group = GroupCommit(collection, nothing)
     group.offer(insert("a"))
     assert group.do([insert("b")]) == {}
 
 
 def test_an_offer_is_dropped_while_the_store_is_away(crowd):
     collection = Away()
-    group = Batcher(collection, nothing)
+    group = GroupCommit(collection, nothing)
     one = crowd.submit(group.do, [insert("one")], (), 5)
     wait_for(lambda: group.away, 5)
     group.offer(insert("offered"))
@@ -393,7 +440,7 @@ def test_an_offer_is_dropped_while_the_store_is_away(crowd):
 
 def test_preparing_comes_before_the_first_bulk_and_once():
     order, collection = [], Collection()
-    group = Batcher(collection, lambda: order.append(list(collection.bulks)))
+    group = GroupCommit(collection, lambda: order.append(list(collection.bulks)))
     group.do([insert("a")])
     group.do([insert("b")])
     assert order == [[]]
@@ -406,10 +453,10 @@ def test_preparing_is_repeated_while_the_store_is_away():
         if failures:
             raise failures.pop()
 
-    assert Batcher(Collection(), prepare).do([insert("a")], ["a"]) == {"a": {"_id": "a"}}
+    assert GroupCommit(Collection(), prepare).do([insert("a")], ["a"]) == {"a": {"_id": "a"}}
 
 
-def test_a_failed_preparation_is_told_to_the_caller_and_repeated():
+def test_a_failed_preparation_raises_at_the_caller_and_is_repeated():
     failures = [OperationFailure("index options conflict")]
 
     def prepare() -> None:
@@ -417,7 +464,7 @@ def test_a_failed_preparation_is_told_to_the_caller_and_repeated():
             raise failures.pop()
 
     collection = Collection()
-    group = Batcher(collection, prepare)
+    group = GroupCommit(collection, prepare)
     with pytest.raises(OperationFailure):
         group.do([insert("a")])
     assert collection.bulks == [] and group.do([insert("b")]) == {}
@@ -434,6 +481,6 @@ def test_on_mongomock_writes_run_singly_with_the_same_answers():
         Write({"_id": "b"}, {"$set": {"n": 2}}, True),
     ]
     collection = mongomock.MongoClient()["orderproc"]["orders"]
-    errors = batcher.apply(collection, writes)
-    assert {index: type(error) for index, error in errors.items()} == {1: Duplicate}
+    errors = group_commit.bulk_write(collection, writes)
+    assert {index: type(error) for index, error in errors.items()} == {1: DocumentExists}
     assert list(collection.find()) == [{"_id": "a", "n": 1}, {"_id": "b", "n": 2}]

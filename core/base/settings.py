@@ -3,7 +3,6 @@
 `load(os.environ, need=...)` is called in `main` and nowhere else; everything below `main` is handed plain values.
 """
 
-import hashlib
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -12,21 +11,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from core.base.ids import digest
+
 log = logging.getLogger(__name__)
+ROOT = Path(__file__).resolve().parents[2]
 ROLES = ("client", "read", "admin")
 DEMO = "change-me"  # in every secret that is published with this program
-ROOT = Path(__file__).resolve().parent.parent
+STORE = r"(mongodb(\+srv)?://[^/?#].*|embedded|memory)?"
+BROKER = "(amqps?://[^/?#].*|embedded)?"
 
 
-class BadSetting(Exception):
+class Refusal(Exception):
+    """Stops the start or a command with one line: what is wrong, and what to do."""
+
+
+class SettingInvalid(Refusal):
     """A variable that stops the start; the text names it, what is wrong and what would be right."""
 
 
-class ApiKey(NamedTuple):
+@dataclass(frozen=True)
+class ApiKey:
     """Who a secret belongs to, and what they may do."""
 
     name: str
     role: str
+    secret: str = field(repr=False)
 
 
 class Rule(NamedTuple):
@@ -36,11 +45,6 @@ class Rule(NamedTuple):
     must_be: str
     pattern: str
     parse: Callable[[str], Any]
-
-
-def digest(text: str) -> str:
-    """SHA-256. Secrets are looked up by it: comparing digests tells an attacker nothing about the secret."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read(default: str, must_be: str, pattern: str = "(?s:.*)", parse: Callable[[str], Any] = str) -> Any:
@@ -57,43 +61,43 @@ def _number(default: str, low: int, high: int) -> Any:
 
 
 def _url(text: str) -> str:
-    return text if urlsplit(text) else ""  # it raises where the host is no host
+    urlsplit(text)  # raises where the host is no host
+    return text
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _delays(text: str) -> tuple[str, ...]:
+def _delays(text: str) -> tuple[float, ...]:
     if not all(re.fullmatch(r"(?=[0.]*[1-9])[0-9]{1,6}(\.[0-9]{1,3})?", part) for part in _names(text)):
         raise ValueError
-    return tuple(f"{float(part):.10g}" for part in _names(text))
+    return tuple(float(part) for part in _names(text))
 
 
 def _keys(text: str) -> dict[str, ApiKey]:
     keys: dict[str, ApiKey] = {}
     for position, part in enumerate(_names(text), 1):
-        match = re.fullmatch(r"([A-Za-z0-9._-]{1,64}):([!-9;-~]{1,200})(?::(client|read|admin))?", part)
+        match = re.fullmatch(rf"([A-Za-z0-9._-]{{1,64}}):([!-9;-~]{{1,200}})(?::({'|'.join(ROLES)}))?", part)
         if match is None:
             raise ValueError(f"entry {position} is not")
-        key = ApiKey(match[1], match[3] or "client")
+        key = ApiKey(match[1], match[3] or "client", match[2])
         if any(other.name == key.name and other.role != key.role for other in keys.values()):
             raise ValueError(f"entry {position} gives {key.name} a second role, and one name has one role")
-        if keys.setdefault(digest(match[2]), key) is not key:
+        if keys.setdefault(digest(key.secret), key) is not key:
             raise ValueError(f"entry {position} repeats a secret, and every entry needs one of its own")
     return keys
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the environment says. URLs are kept as given; delays are seconds, as text, because they name queues."""
+    """What the environment says; URLs are kept as given, delays are seconds.
 
-    mongodb_url: str = _read(
-        "", "mongodb://host:port/database, embedded or memory", r"(mongodb(\+srv)?://[^/?#].*|embedded|memory)?", _url
-    )
-    amqp_url: str = _read(
-        "", "amqp[s]://user:password@host:port/vhost or embedded", "(amqps?://[^/?#].*|embedded)?", _url
-    )
+    `api_keys` is found by the digest of a secret: comparing digests tells an attacker nothing about the secret.
+    """
+
+    mongodb_url: str = _read("", "mongodb://host:port/database, embedded or memory", STORE, _url)
+    amqp_url: str = _read("", "amqp[s]://user:password@host:port/vhost or embedded", BROKER, _url)
     data_dir: Path = _read("./data", "a folder", parse=Path)
     api_keys: dict[str, ApiKey] = _read("", "name:secret[:role],... with a role of client, read or admin", parse=_keys)
     host: str = _read("127.0.0.1", "an address")
@@ -102,35 +106,34 @@ class Settings:
     concurrency: int = _number("16", 1, 256)
     handlers: tuple[str, ...] = _read("", "names of handlers, separated by commas", parse=_names)
     handlers_dir: Path = _read(str(ROOT / "handlers"), "a folder", parse=Path)
-    retry_delays: tuple[str, ...] = _read("2,15,90", "seconds above 0, such as 2,15,90", parse=_delays)
+    retry_delays: tuple[float, ...] = _read("2,15,90", "seconds above 0, such as 2,15,90", parse=_delays)
     metrics_port: int = _number("9090", 0, 65535)
     email_function: str = _read("send_email", "a function's name")
     label_function: str = _read("make_label", "a function's name")
+    aws_endpoint_url_lambda: str = _read("", "the address of a local Lambda runtime")
     log_level: str = _read("info", "debug, info, warning or error", "(?i:debug|info|warning|error)", str.lower)
     log_format: str = _read("", "text, json or empty", "(?i:text|json|)", str.lower)
 
     @property
+    def bundled_store(self) -> bool:
+        """True where the store is a part of `make run`, and no server of yours."""
+        return self.mongodb_url in ("embedded", "memory")
+
+    @property
     def single_process(self) -> bool:
         """True where a part lives inside the process, so that API and consumer have to share it."""
-        return self.mongodb_url in ("embedded", "memory") or self.amqp_url == "embedded"
+        return self.bundled_store or self.amqp_url == "embedded"
 
 
 VARIABLES: dict[str, Rule] = {each.name.upper(): each.metadata["rule"] for each in fields(Settings)}
 
 
 def load(env: Mapping[str, str], need: tuple[str, ...] = ()) -> Settings:
-    """Settings from a mapping; `need` names the variables that must be there. Raises BadSetting."""
+    """Settings from a mapping; `need` names the variables that must be there. Raises SettingInvalid."""
     for variable in need:
         if not env.get(variable):
-            raise BadSetting(f"{variable}: is not set; it must be {VARIABLES[variable].must_be}")
+            raise SettingInvalid(f"{variable}: is not set; it must be {VARIABLES[variable].must_be}")
     return Settings(**{variable.lower(): _value(env, variable) for variable in VARIABLES})
-
-
-def warn_of_demo_values(env: Mapping[str, str]) -> None:
-    """A log line for each variable that still holds a secret everybody can read in this repository."""
-    for variable in VARIABLES:
-        if DEMO in env.get(variable, ""):
-            log.warning("a demo secret is in use; set one of your own", extra={"variable": variable})
 
 
 def _value(env: Mapping[str, str], variable: str) -> Any:
@@ -144,4 +147,11 @@ def _value(env: Mapping[str, str], variable: str) -> Any:
     except ValueError as error:
         shown = f"not {text!r}; " if variable != "API_KEYS" else ""  # secrets stay out of logs
         why = f"; {error}" if error.args else ""
-        raise BadSetting(f"{variable}: {shown}it must be {rule.must_be}{why}") from None
+        raise SettingInvalid(f"{variable}: {shown}it must be {rule.must_be}{why}") from None
+
+
+def warn_of_demo_values(env: Mapping[str, str]) -> None:
+    """Log a line for each variable that still holds a secret everybody can read in this repository."""
+    for variable in VARIABLES:
+        if DEMO in env.get(variable, ""):
+            log.warning("a demo secret is in use; set one of your own", extra={"variable": variable})

@@ -1,4 +1,4 @@
-"""What clients send, read strictly: JSON, orders with their prices, query strings, keys. Knows no HTTP and no store."""
+"""What clients send, read strictly: JSON, orders with their prices, query strings, keys. Knows no store."""
 
 import json
 import re
@@ -6,36 +6,36 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import parse_qsl
 
-from core import events, money
-from core.settings import digest
+from core.base.ids import digest
+from core.http.problems import RequestInvalid, RequestMalformed
+from core.order import money
+from core.order.schemas import find_faults, schema
+from core.order.state_machine import STATUSES
 
 DEEPEST = 32  # levels of objects and arrays
-CHECK = 16  # characters
-SKU = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-ORDER_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
-class Malformed(Exception):
-    """It cannot be read at all; the text says what would be right."""
-
-
-class Faulty(Exception):
-    """It can be read and breaks rules; `faults` has them all, as (JSON Pointer, what would be right)."""
-
-    def __init__(self, *faults: tuple[str, str]) -> None:
-        self.faults = faults[: events.MOST_FAULTS]
-        super().__init__(f"{len(self.faults)} fault{'s' * (len(self.faults) > 1)}")
+SKU = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+ORDER_ID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+Parameters = dict[str, tuple[str, str]]  # of a query: name -> pattern, what it must be
+LIMIT = ("[1-9][0-9]?|100", "a whole number from 1 to 100")
+CURSOR = "what `next` was in the page before"  # which is the last entry of that page
+LIST_STOCK: Parameters = {"limit": LIMIT, "cursor": (SKU, CURSOR)}
+LIST_ORDERS: Parameters = {
+    "status": ("|".join(STATUSES), f"one of {', '.join(STATUSES)}"),
+    "customerId": (r"[^\x00-\x1f]{1,64}", "1 to 64 characters, none of them a control character"),
+    "limit": LIMIT,
+    "cursor": (ORDER_ID, CURSOR),
+}
 
 
 def parse_json(body: bytes) -> Any:
-    """JSON as RFC 8259 means it. Python by itself takes NaN, UTF-16, a key twice and any depth. Raises Malformed."""
+    """JSON as RFC 8259 has it: Python by itself takes NaN, UTF-16, a key twice, any depth. Raises RequestMalformed."""
     hooks: dict[str, Any] = {"parse_int": _number, "parse_float": _number, "parse_constant": int}  # int("NaN") raises
     try:
         value = json.loads(body.decode(), object_pairs_hook=_object, **hooks)
         _check_depth(value, DEEPEST)
         return value
     except (ValueError, ArithmeticError, RecursionError) as error:
-        raise Malformed(f"it must be JSON in UTF-8, at most {DEEPEST} levels deep: {error!s:.200}") from None
+        raise RequestMalformed(f"it must be JSON in UTF-8, at most {DEEPEST} levels deep: {error!s:.200}") from None
 
 
 def _number(text: str) -> int | Decimal:
@@ -58,19 +58,19 @@ def _check_depth(value: Any, left: int) -> None:
 
 
 def read_order(body: Any) -> dict[str, Any]:
-    """The order in a body, in minor units. Raises Faulty with all that the schema and the money rules are against."""
-    faults = dict(events.find_faults(events.schema("order"), body))
+    """The order in a body, in minor units. Raises RequestInvalid with every fault by the schema and the money rules."""
+    faults = dict(find_faults(schema("order"), body))
     order: dict[str, Any] = {"currency": "USD"} | (body if isinstance(body, dict) else {})
     if str(order["currency"]) not in money.currencies():
         faults.setdefault("/currency", "must be an ISO 4217 code, such as EUR")
     elif isinstance(order.get("items"), list):
         faults |= _price_faults(order["items"], order["currency"])
     if faults:
-        raise Faulty(*faults.items())
+        raise RequestInvalid(*faults.items())
     items = [line | {"price": money.to_minor(line["price"], order["currency"])} for line in order["items"]]
     total = sum(line["quantity"] * line["price"] for line in items)
     if total > money.LARGEST_TOTAL:
-        raise Faulty(("/items", "must cost at most 15 digits in minor units together"))
+        raise RequestInvalid(("/items", "must cost at most 15 digits in minor units together"))
     return order | {"items": items, "total": total}
 
 
@@ -92,52 +92,35 @@ def fingerprint(body: Any) -> str:
 
 
 def read_available(sku: str, body: Any) -> int:
-    """The units in the body of PUT /stock/<sku>. Raises Faulty."""
-    faults = events.find_faults(events.schema("stock"), body)
-    if not SKU.fullmatch(sku):
+    """The units in the body of PUT /stock/<sku>. Raises RequestInvalid."""
+    faults = find_faults(schema("stock"), body)
+    if not re.fullmatch(SKU, sku):
         faults.append(("/sku", "in the path: must be 1 to 64 of A-Z a-z 0-9 . _ - and begin with a letter or digit"))
     if faults:
-        raise Faulty(*faults)
+        raise RequestInvalid(*faults)
     return body["available"]
 
 
-def read_query(text: str, known: tuple[str, ...]) -> dict[str, str]:
-    """The parameters of a query string. Raises Malformed on an unknown or repeated one and on a bad value."""
+def read_query(text: str, known: Parameters) -> dict[str, str]:
+    """The parameters of a query string. Raises RequestMalformed on an unknown or repeated one and on a bad value."""
     try:
         pairs = parse_qsl(text.encode("ascii").decode(), True, strict_parsing=True, errors="strict") if text else []
     except ValueError:
-        raise Malformed("the query must be name=value&name=value in UTF-8") from None
+        raise RequestMalformed("the query must be name=value&name=value in UTF-8") from None
     query = dict(pairs)
-    if not query.keys() <= set(known) or len(query) < len(pairs):
-        raise Malformed(f"query parameters here, each at most once: {', '.join(known) or 'none'}")
+    if not query.keys() <= known.keys() or len(query) < len(pairs):
+        raise RequestMalformed(f"query parameters here, each at most once: {', '.join(known) or 'none'}")
     for name, value in query.items():
-        if not re.fullmatch(PARAMETERS[name], value):
-            raise Malformed(f"{name} must match {PARAMETERS[name]}")
+        pattern, must_be = known[name]
+        if not re.fullmatch(pattern, value):
+            raise RequestMalformed(f"{name} must be {must_be}")
     return query
 
 
-PARAMETERS = {
-    "status": "|".join(events.STATUS.values()), "customerId": r"[^\x00-\x1f]{1,64}", "limit": "[1-9][0-9]?|100",
-    "cursor": "[ -~]{17,99}",
-}  # fmt: skip
-
-
-def cursor(name: str, where: dict[str, str], last: str) -> str:
-    """Where the next page of a list begins, with a check (no secret) that tells it from a cursor of another list."""
-    return digest(json.dumps([name, where, last], sort_keys=True))[:CHECK] + last
-
-
-def open_cursor(name: str, where: dict[str, str], given: str | None) -> str | None:
-    """The last entry of the page before. Raises Malformed on a cursor that came with another list or other filters."""
-    if given is not None and given != cursor(name, where, given[CHECK:]):
-        raise Malformed("the cursor is not of this list; it goes with the filters that it came with")
-    return given[CHECK:] if given else None
-
-
 def idempotency_key(header: str | None) -> str | None:
-    """The key itself, from a string as structured fields have it (RFC 8941), or bare. Raises Malformed."""
+    """The key itself, from a string as structured fields have it (RFC 8941), or bare. Raises RequestMalformed."""
     match = re.fullmatch(r'"((?:[ !#-\[\]-~]|\\["\\])*)"|([!#-~][ -~]*)', header or "")
     key = (match[2] or re.sub(r"\\(.)", r"\1", match[1])) if match else ""
     if header is not None and not 1 <= len(key) <= 255:
-        raise Malformed("Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or bare")
+        raise RequestMalformed("Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or bare")
     return key or None

@@ -1,0 +1,1 @@
+"""What every room may use: settings, ids and the clock, logs, metrics."""

@@ -1,0 +1,62 @@
+"""Log lines: one per record, with the context of the thread that wrote it."""
+
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from core.base.ids import now, rfc3339
+
+_fields: ContextVar[dict[str, Any]] = ContextVar("log_fields")
+_STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+@contextmanager
+def context(**fields: Any) -> Iterator[None]:
+    """Put fields (order, event, handler, attempt, trace) on every line this thread logs inside the block."""
+    token = _fields.set({**_fields.get({}), **fields})
+    try:
+        yield
+    finally:
+        _fields.reset(token)
+
+
+class Lines(logging.Formatter):
+    """One line per record: JSON for machines, or text for people."""
+
+    def __init__(self, as_json: bool) -> None:
+        super().__init__()
+        self.as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = _fields.get({}) | {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        if record.exc_info:
+            fields["stack"] = self.formatException(record.exc_info)
+        if self.as_json:
+            head = {"at": rfc3339(now()), "level": record.levelname, "logger": record.name}
+            return json.dumps(head | {"message": record.getMessage()} | fields, default=str)
+        stack = fields.pop("stack", "")
+        tail = "".join(f" {name}={value}" for name, value in fields.items())
+        return f"{now():%H:%M:%S} {record.levelname:<7} {record.getMessage()}{tail}" + (f"\n{stack}" if stack else "")
+
+
+def raised_at(error: BaseException) -> list[str]:
+    """Where an exception comes from, as file:line; nothing where it was not raised."""
+    frames = traceback.extract_tb(error.__traceback__)[-1:]
+    return [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]
+
+
+def set_up_logging(level: str, form: str) -> None:
+    """Log to stderr: text on a terminal, JSON elsewhere, unless `form` says which."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines(as_json=form == "json" or (not form and not sys.stderr.isatty())))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for noisy in ("botocore", "boto3", "urllib3", "pymongo", "waitress"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # a lost connection is a traceback there and a line of ours
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it has a line for each request that waits

@@ -1,0 +1,114 @@
+"""A connection to RabbitMQ on a thread of its own, made again whenever it is lost."""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pika
+
+log = logging.getLogger(__name__)
+FIRST_PAUSE, LARGEST_PAUSE = 0.5, 15.0  # seconds between attempts to connect
+LONG_SESSION = 30.0  # seconds; after a shorter one the pause grows
+GOODBYE = 3.0  # seconds that the broker gets to answer when we hang up: a frozen one never does
+
+
+def parameters(url: str) -> pika.URLParameters:
+    """Connection parameters with bounds on every wait; what the URL says itself stands."""
+    parsed = pika.URLParameters(url)
+    if "heartbeat=" not in url:
+        parsed.heartbeat = 15
+    parsed.blocked_connection_timeout = parsed.blocked_connection_timeout or 30
+    parsed.socket_timeout, parsed.stack_timeout = 5, 10
+    return parsed
+
+
+class Link:
+    """Connects, opens a channel, and does it again after a pause when either is gone. Subclasses say what for.
+
+    What is named `on_...` runs on the thread of the connection's loop; pika is called there and nowhere else.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url, self._closing = url, threading.Event()
+        self._thread = threading.Thread(target=self._run, name=type(self).__name__, daemon=True)
+        self._connection: Any = None
+        self.channel: Any = None
+        self.ready = False  # for what the subclass does with it; false again when the connection is gone
+
+    def start(self) -> None:
+        """Start the thread, once."""
+        if not self._thread.ident:
+            self._thread.start()
+
+    def close(self) -> None:
+        """Hang up, for good."""
+        self._closing.set()
+        self.call(self.hang_up, "closing")
+        if self._thread.ident:
+            self._thread.join(GOODBYE + 1)
+
+    def call(self, function: Callable[..., object], *args: object) -> None:
+        """Have a function called on the loop's thread, from any other."""
+        try:
+            self._connection.ioloop.add_callback_threadsafe(lambda: function(*args))
+        except Exception as error:  # the loop is gone, and with it the need for the call
+            log.debug("no connection", extra={"error": repr(error)})
+
+    def on_channel(self) -> None:
+        """There is a new `channel`."""
+
+    def on_lost(self) -> None:
+        """It is gone."""
+
+    def later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Call a function after a while, if this connection is still there. On the loop's thread."""
+        self._connection.ioloop.call_later(seconds, function)
+
+    def hang_up(self, reason: object) -> None:
+        """End this connection; unless we are closing, another one follows. On the loop's thread."""
+        self._log("hanging up on the broker", reason)
+        self.later(GOODBYE, self._connection.ioloop.stop)
+        if self._connection.is_open:
+            self._connection.close()
+
+    def _log(self, message: str, reason: object) -> None:
+        if not self._closing.is_set():
+            log.warning(f"{message}; connecting again", extra={"error": str(reason)[:300]})
+
+    # --- the thread
+
+    def _run(self) -> None:
+        pause = FIRST_PAUSE
+        while not self._closing.is_set():
+            started = time.monotonic()
+            try:
+                self._session()
+            except Exception:
+                log.exception("a connection to the broker stumbled; connecting again")
+            pause = FIRST_PAUSE if time.monotonic() - started > LONG_SESSION else pause
+            self._closing.wait(random.uniform(pause / 2, pause))  # jitter: not every process at the same moment
+            pause = min(pause * 2, LARGEST_PAUSE)
+
+    def _session(self) -> None:
+        self._connection = pika.SelectConnection(
+            parameters(self._url), lambda connection: connection.channel(on_open_callback=self._opened),
+            on_open_error_callback=self._ended, on_close_callback=self._ended,
+        )  # fmt: skip
+        try:
+            self._connection.ioloop.start()
+        finally:
+            self.ready = False
+            self._connection.ioloop.close()
+            self.on_lost()
+
+    def _opened(self, channel: Any) -> None:
+        self.channel = channel
+        channel.add_on_close_callback(lambda _, reason: self.hang_up(repr(reason)))
+        self.on_channel()
+
+    def _ended(self, _: Any, reason: object) -> None:
+        self._log("lost the broker", repr(reason))
+        self._connection.ioloop.stop()

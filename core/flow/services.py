@@ -1,0 +1,122 @@
+"""What a handler is given beside the event: stock moves, Lambda functions, a log."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from core.base.settings import SettingInvalid
+from core.order.state_machine import Move, OrderDocument, holdings
+from core.store.connection import StoreUnavailable
+from core.store.stock import Stock
+
+
+class StockInDoubt(Exception):
+    """Units that others hold in pending moves may come back: not to be decided now, the step is tried again later."""
+
+
+class FunctionFailed(Exception):
+    """A Lambda function answered with an error of its own."""
+
+
+class StockMoves:
+    """`services.stock`: the stock moves of one attempt, pending until the order records the attempt."""
+
+    def __init__(self, stock: Stock, order: OrderDocument, attempt: str, last_try: bool) -> None:
+        self._stock, self._order, self._attempt, self._last_try = stock, order, attempt, last_try
+        self._moves: dict[str, dict[str, int]] = {}  # id -> {sku: units}, negative where given back
+        self._outcome_unknown = False
+
+    def take(self, items: list[dict[str, Any]]) -> dict[str, str]:
+        """Hold all lines or none; gives {sku: "unknown_sku" or "out_of_stock"} of what is short; empty: held."""
+        lines: Counter[str] = Counter()
+        for item in items:
+            lines[item["sku"]] += int(item["quantity"])
+        move = self._new_move(lines)
+        short = self._ask(self._stock.take, move, self._order["_id"], lines)
+        if short:
+            self._ask(self._stock.roll_back, move, self._moves.pop(move))
+        if "in_doubt" in short.values() and not self._last_try:
+            raise StockInDoubt("units that others hold in pending moves may come back")
+        return {sku: "out_of_stock" if reason == "in_doubt" else reason for sku, reason in short.items()}
+
+    def give_back(self) -> None:
+        """Return what the order's recorded steps hold; nothing if they hold nothing."""
+        held = holdings(self._order)
+        if held and not any(move["quantity"] < 0 for move in self.made()):  # asked twice, it gives once
+            move = self._new_move({sku: -units for sku, units in held.items()})
+            self._ask(self._stock.give_back, move, self._order["_id"], held)
+
+    def _new_move(self, lines: dict[str, int]) -> str:
+        move = f"{self._attempt}.{len(self._moves)}"
+        self._moves[move] = lines
+        return move
+
+    def _ask(self, verb: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return verb(*args)
+        except Exception:
+            self._outcome_unknown = True
+            raise
+
+    def made(self) -> list[Move]:
+        """What the order is to record. Raises StoreUnavailable where nobody knows."""
+        if self._outcome_unknown:  # a handler may have swallowed it
+            raise StoreUnavailable("whether a stock move was made is not known")
+        moves = self._moves.items()
+        return [Move(move=move, sku=sku, quantity=units) for move, lines in moves for sku, units in lines.items()]
+
+    def commit(self) -> None:
+        """The order recorded the attempt: the moves are final."""
+        for move, lines in self._moves.items():
+            self._stock.commit(move, lines)
+
+    def roll_back(self) -> None:
+        """The order will never record the attempt: undo its moves."""
+        for move, lines in self._moves.items():
+            self._stock.roll_back(move, lines)
+
+
+class Functions:
+    """Lambda functions, through boto3's client or anything with its `invoke`.
+
+    `names` maps what handlers call them to what they are deployed as.
+    """
+
+    def __init__(self, client: Any, **names: str) -> None:
+        self._client, self._names = client, names
+
+    def invoke(self, function: str, payload: dict[str, Any]) -> Any:
+        """The function's parsed answer. Raises FunctionFailed, or what the client raises."""
+        name, body = self._names.get(function, function), json.dumps(payload).encode()
+        response = self._client.invoke(FunctionName=name, Payload=body)
+        result = json.loads(response["Payload"].read() or b"null")
+        if "FunctionError" in response:  # the status is 200 all the same
+            raise FunctionFailed(f"{function}: {(result or {}).get('errorType', response['FunctionError'])}")
+        return result
+
+
+def lambda_client(connections: int) -> Any:
+    """AWS Lambda through boto3, as its own variables say. Raises SettingInvalid."""
+    import boto3  # here, because importing it takes longer than everything else together
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+
+    # One attempt: retrying is the queue's business, and boto3's own retries run a slow function three times.
+    once: Any = {"retries": {"total_max_attempts": 1}, "max_pool_connections": connections}
+    try:
+        return boto3.client("lambda", config=Config(**once, connect_timeout=3, read_timeout=30))
+    except BotoCoreError as error:
+        raise SettingInvalid(f"AWS_*: {error}") from None
+
+
+class Services:
+    """`stock`, `invoke` and `log`, for one attempt."""
+
+    def __init__(self, stock: StockMoves, functions: Functions, traceparent: str, log: logging.Logger) -> None:
+        self.stock, self._functions, self._traceparent, self.log = stock, functions, traceparent, log
+
+    def invoke(self, function: str, payload: dict[str, Any]) -> Any:
+        """Call a Lambda function and give its parsed answer; raises where it fails."""
+        return self._functions.invoke(function, {**payload, "traceparent": self._traceparent})

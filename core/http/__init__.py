@@ -1,0 +1,1 @@
+"""HTTP: reading requests, checking them, telling what is wrong, serving."""

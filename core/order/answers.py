@@ -1,0 +1,50 @@
+"""What a handler answered, made into events of its order and checked against the rules."""
+
+import json
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from core.order.events import Event, EventInvalid, make_event, message_body
+from core.order.schemas import event_schemas, find_faults, nearest
+from core.order.state_machine import FINAL, TRANSITIONS
+
+LARGEST_EVENT = 64 * 1024  # bytes of one envelope; with its order it stays far below what any broker takes
+
+
+def check_answers(parent: Event, handler: str, returned: Event | Iterable[Event] | None) -> list[Event]:
+    """What a handler returned for `parent`, as new events: at most one with a status, and none on a final order.
+
+    New ones, because a handler may return the same object for every order. Raises EventInvalid where an answer breaks
+    a rule or its schema, TypeError or ValueError where JSON cannot hold it.
+    """
+    answers = [returned] if isinstance(returned, Event) else list(() if returned is None else returned)
+    with_status = [answer.type for answer in answers if answer.type in TRANSITIONS]
+    if len(with_status) > 1 or (with_status and parent.orderstatus in FINAL):
+        raise EventInvalid(
+            f"{handler} answered {', '.join(with_status)}: at most one with a status, none on a final order"
+        )
+    status = TRANSITIONS[with_status[0]].leaves if with_status else parent.orderstatus
+    events = [follow_up(parent, handler, position, answer, status) for position, answer in enumerate(answers)]
+    for event in events:
+        _check(event, handler, parent.order)
+    return events
+
+
+def follow_up(parent: Event, handler: str, position: int, answer: Event, status: str) -> Event:
+    """An answer as an event of its parent's order; its id is derived from the parent's, so a repeat is recognised."""
+    event_id = str(uuid.uuid5(uuid.UUID(parent.id), f"{handler}/{answer.type}/{position}"))
+    return make_event(
+        answer.type, answer.data, id=event_id, source=f"/orderproc/handlers/{handler}", subject=parent.subject,
+        orderstatus=status, traceparent=parent.traceparent,
+    )  # fmt: skip
+
+
+def _check(event: Event, handler: str, order: dict[str, Any]) -> None:
+    from_handlers = [type for type in event_schemas() if type not in TRANSITIONS or TRANSITIONS[type].by == "handler"]
+    if event.type not in from_handlers:
+        raise EventInvalid(f"{handler} answered {event.type}: {nearest(event.type, from_handlers)}")
+    body = message_body(event.envelope(), order)
+    faults = find_faults(event_schemas()[event.type], json.loads(body))
+    if faults or len(body) > LARGEST_EVENT + len(json.dumps(order)):
+        raise EventInvalid(f"{handler} answered {event.type}: {faults[0] if faults else f'over {LARGEST_EVENT} bytes'}")

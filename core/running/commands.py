@@ -1,0 +1,103 @@
+"""The commands of consumer.py that look at handlers and their dead letters. Each is given settings and arguments."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from core.base.settings import Settings
+from core.bus.bus import BrokerUnavailable
+from core.bus.dead_letters import MOST_SHOWN, DeadLetters
+from core.bus.topology import main_queue
+from core.order import events
+from core.running.discovery import HandlerInvalid, describe, discover
+
+
+def parse_arguments(usage: str, commands: Sequence[str], argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; the first of the commands is the default. Exits with 2 where it is wrong."""
+    parser = argparse.ArgumentParser(description=usage, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", nargs="?", choices=commands, default=commands[0])
+    parser.add_argument("handler", nargs="?", default="")
+    parser.add_argument("--limit", type=int, default=1_000_000, metavar="N")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--yes", action="store_true")
+    args = parser.parse_args(argv)
+    if args.command in ("redrive", "purge", "retire") and not args.handler:
+        parser.error(f"{args.command} needs the name of a handler")
+    if args.limit < 1:
+        parser.error("--limit must be at least 1")
+    return args
+
+
+def check(settings: Settings, args: argparse.Namespace) -> None:
+    """Print which handler takes what; needs no server."""
+    print("\n".join(describe(discover(settings.handlers_dir, settings.handlers))))
+
+
+def dead(settings: Settings, args: argparse.Namespace) -> None:
+    """List what was parked, and why."""
+    for handler in [args.handler] if args.handler else discover(settings.handlers_dir):
+        parked = _dead_letters(settings, handler).show()
+        for body, headers in parked:
+            error, tries, time = (headers.get(name, "-") for name in ("error", "tries", "time"))
+            print(f"{handler}  {_describe(body)}  {error}  tries={tries}  {time}")
+        if not parked or len(parked) == MOST_SHOWN:
+            print(f"{handler}  {'and maybe more: these are the oldest' if parked else 'nothing is parked'}")
+
+
+def _describe(body: bytes) -> str:
+    try:
+        event = events.parse(body)
+        return f"{event.subject}  {event.type}"
+    except events.EventInvalid:
+        return f"-  not an event: {body[:60]!r}"
+
+
+def redrive(settings: Settings, args: argparse.Namespace) -> None:
+    """Send dead letters round again."""
+    letters, queue = _dead_letters(settings, args.handler), main_queue(args.handler)
+    if args.dry_run:
+        print(f"would send {len(letters.show(args.limit))} parked messages to {queue} again")
+    else:
+        print(f"sent {letters.redrive(args.limit)} parked messages to {queue} again")
+
+
+def purge(settings: Settings, args: argparse.Namespace) -> int:
+    """Throw dead letters away, after asking."""
+    letters = _dead_letters(settings, args.handler)
+    if not (args.yes or _agreed(f"Throw away what is parked for {args.handler}? Its orders stay as they are.")):
+        return 1
+    print(f"threw {letters.purge()} parked messages of {args.handler} away")
+    return 0
+
+
+def retire(settings: Settings, args: argparse.Namespace) -> int:
+    """Delete the queues of a handler that is gone, after asking."""
+    if args.handler in discover(settings.handlers_dir):
+        where = f"{args.handler} is still in {settings.handlers_dir}"
+        raise HandlerInvalid(f"{where}: remove its file and restart the consumers first")
+    letters = _dead_letters(settings, args.handler)
+    if not (args.yes or _agreed(f"Delete all queues of {args.handler}, with what is in them?")):
+        return 1
+    print(f"deleted the queues of {args.handler}, and {letters.retire(settings.retry_delays)} messages with them")
+    return 0
+
+
+def _dead_letters(settings: Settings, handler: str) -> DeadLetters:
+    if settings.amqp_url == "embedded":
+        raise BrokerUnavailable("this needs RabbitMQ; with the embedded bus a restart sends what was parked again")
+    return DeadLetters(settings.amqp_url, handler)
+
+
+def _agreed(question: str) -> bool:
+    print(f"{question} [y/N] ", end="", flush=True)
+    agreed = sys.stdin.readline().strip().lower() == "y"
+    if not agreed:
+        print("nothing was done")
+    return agreed
+
+
+COMMANDS: dict[str, tuple[Callable[[Settings, argparse.Namespace], int | None], tuple[str, ...]]] = {
+    "check": (check, ()), "dead": (dead, ("AMQP_URL",)), "redrive": (redrive, ("AMQP_URL",)),
+    "purge": (purge, ("AMQP_URL",)), "retire": (retire, ("AMQP_URL",)),
+}  # fmt: skip
+"""And the variables that each needs."""

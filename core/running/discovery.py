@@ -1,0 +1,93 @@
+"""Finding handlers: every module in a folder, every public function in it, checked before the first event arrives."""
+
+import importlib.util
+import inspect
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from core.base.settings import SettingInvalid
+from core.bus.bus import Subscriptions
+from core.bus.topology import main_queue
+from core.order.schemas import event_schemas, nearest
+
+Handlers = dict[str, dict[str, Callable[..., Any]]]  # handler -> event type -> function
+
+
+class HandlerInvalid(SettingInvalid):
+    """A handler file that stops the start; the text names the file and the fix."""
+
+
+def discover(folder: Path, wanted: Sequence[str] = ()) -> Handlers:
+    """Every handler in the folder. Raises HandlerInvalid; SettingInvalid where HANDLERS names one that is missing."""
+    paths = [path for path in sorted(folder.glob("*.py")) if not path.name.startswith("_")]
+    handlers = {path.stem: _functions(path) for path in paths}
+    if not handlers:
+        raise HandlerInvalid(f"{folder}: there is no handler; HANDLERS_DIR must name a folder with .py files")
+    for name in wanted:
+        if name not in handlers:
+            raise SettingInvalid(f"HANDLERS: there is no {name} in {folder}; {nearest(name, handlers)}")
+    return handlers
+
+
+def subscriptions_of(handlers: Handlers) -> Subscriptions:
+    """Handler -> the event types it takes."""
+    return {name: list(functions) for name, functions in handlers.items()}
+
+
+def subscribers_of(handlers: Handlers) -> dict[str, list[str]]:
+    """Event type -> the handlers that take it."""
+    return {type: [name for name in handlers if type in handlers[name]] for type in event_schemas()}
+
+
+def describe(handlers: Handlers) -> list[str]:
+    """A line for each event a handler takes."""
+    return [f"{type:<20} -> {name:<12} -> {main_queue(name)}" for name, taken in handlers.items() for type in taken]
+
+
+def _functions(path: Path) -> dict[str, Callable[..., Any]]:
+    if not path.stem.isidentifier():
+        raise HandlerInvalid(f"{path}: the name must be letters, digits and underscores; it names queues")
+    module = _import(path)
+    own: dict[str, Callable[..., Any]] = {
+        name: f for name, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__
+    }
+    public = {name: function for name, function in own.items() if not name.startswith("_")}
+    for name, function in public.items():
+        _check(path, name, function)
+    if not public:
+        raise HandlerInvalid(f"{path}: no function is named after an event type; add one, for example order_created")
+    return public
+
+
+def _import(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"handlers.{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise HandlerInvalid(f"{path}: cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        what = " ".join(str(error).split())
+        raise HandlerInvalid(f"{path}: line {_line(path, error)}: {type(error).__name__}: {what}") from None
+    return module
+
+
+def _line(path: Path, error: BaseException) -> int | None:
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno
+    return next((f.lineno for f in traceback.extract_tb(error.__traceback__)[::-1] if f.filename == str(path)), 1)
+
+
+def _check(path: Path, name: str, function: Callable[..., Any]) -> None:
+    if name not in event_schemas():
+        hint = nearest(name, event_schemas())
+        raise HandlerInvalid(f"{path}: {name} is no event type: {hint} (helpers start with _)")
+    if inspect.iscoroutinefunction(function):
+        raise HandlerInvalid(f"{path}: {name} is async: make it a plain def; handlers run on threads")
+    try:
+        inspect.signature(function).bind("event", "services")
+    except TypeError:
+        raise HandlerInvalid(f"{path}: {name} must take two arguments: (event, services)") from None

@@ -1,0 +1,94 @@
+"""What `make run` brings along: the bundled document store, a lock on the data folder, a catalogue.
+
+The store is SecantusDB (GPL-2.0), which speaks MongoDB's wire protocol on WiredTiger: a program of its own, started and
+never imported.
+"""
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from core.base.settings import SettingInvalid
+
+CATALOGUE = {"A1": 1000, "B2": 500, "C3": 100, "D4": 10, "E5": 0}  # units of the goods that `make run` sells
+START_WITHIN, STOP_WITHIN = 30.0, 10.0  # seconds
+# Runs a program until it ends, or until the pipe on standard input closes: when our process is gone, however it went.
+KEEPER = """exec 3<&0; "$@" & program=$!
+(cat <&3 >/dev/null; kill $program; sleep 5; kill -9 $program) &
+wait $program; code=$?; trap '' TERM; kill 0; exit $code"""
+
+
+@contextmanager
+def locked(path: Path, within: float, otherwise: str) -> Iterator[IO[str]]:
+    """Hold a file's lock, which dies with all processes that have it. Raises SettingInvalid(otherwise) in the end."""
+    deadline = time.monotonic() + within
+    with path.open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise SettingInvalid(otherwise) from None
+                time.sleep(0.02)
+        yield lock
+
+
+def only_one(folder: Path) -> AbstractContextManager[IO[str]]:
+    """Hold the data folder. Raises SettingInvalid where another process has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return locked(folder / "lock", 0, f"DATA_DIR: {folder} is in use by another orderproc; stop it or take another")
+
+
+@contextmanager
+def bundled_store(folder: Path) -> Iterator[str]:
+    """A running store on the folder; gives its URL. However this process ends, the store ends with it."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    left_behind = f"DATA_DIR: a store that was left behind still runs on {folder}; end it"
+    with locked(folder.with_suffix(".lock"), START_WITHIN, left_behind) as lock:
+        # It inherits the lock: that of a killed process may still be closing its files.
+        keeper = _start(folder, port, lock)
+    try:
+        _wait_for(port, keeper)
+        # With retryable writes it scans its retry records on each write; ours are all repeatable by themselves.
+        yield f"mongodb://127.0.0.1:{port}/orderproc?retryWrites=false&directConnection=true"
+    finally:
+        with suppress(subprocess.TimeoutExpired):
+            keeper.communicate(timeout=STOP_WITHIN)  # closes the pipe
+        with suppress(ProcessLookupError):
+            os.killpg(keeper.pid, signal.SIGKILL)
+
+
+def _start(folder: Path, port: int, lock: IO[str]) -> "subprocess.Popen[bytes]":
+    program = Path(sys.executable).parent / "secantusd-py"
+    if not program.exists():
+        raise SettingInvalid(
+            "MONGODB_URL: embedded needs the packages of requirements-embedded.txt; or set it to memory"
+        )
+    command = ["sh", "-c", KEEPER, "sh", str(program), "--port", str(port), "--sync-on-commit"]
+    with folder.with_suffix(".log").open("w") as output:
+        # A session of its own: Ctrl-C in the terminal is ours to pass on, after the last write.
+        return subprocess.Popen(
+            [*command, "--storage-path", str(folder.absolute())], stdin=subprocess.PIPE, stdout=output, stderr=output,
+            pass_fds=[lock.fileno()], start_new_session=True,
+        )  # fmt: skip
+
+
+def _wait_for(port: int, keeper: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + START_WITHIN
+    while time.monotonic() < deadline and keeper.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    end = "did not start in time" if keeper.poll() is None else f"ended with {keeper.returncode}"
+    raise SettingInvalid(f"MONGODB_URL: the embedded store {end}; its log is in DATA_DIR")

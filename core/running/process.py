@@ -1,0 +1,51 @@
+"""How a process starts, is told to end, and ends."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+from core.base.logs import set_up_logging
+from core.base.settings import Refusal, Settings, load, warn_of_demo_values
+
+
+def read_settings(need: tuple[str, ...]) -> Settings:
+    """The settings of this process, with its log set up by them. Raises SettingInvalid."""
+    settings = load(os.environ, need)
+    set_up_logging(settings.log_level, settings.log_format)
+    warn_of_demo_values(os.environ)
+    return settings
+
+
+def exit_code(run: Callable[[], int | None]) -> int:
+    """Run it; 2 and one line on stderr where it is refused."""
+    try:
+        return run() or 0
+    except Refusal as refusal:
+        print(refusal, file=sys.stderr)
+        return 2
+
+
+def stop_on_signal(within: float | None = None) -> threading.Event:
+    """An event that SIGTERM and SIGINT set; with `within`, the process ends so many seconds later, whatever hangs."""
+    stop = threading.Event()
+
+    def ask(*_: object) -> None:
+        stop.set()
+        if within is not None:
+            last = threading.Timer(within, os._exit, [0])
+            last.daemon = True
+            last.start()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+    return stop
+
+
+def leave(code: int) -> None:
+    """End the process now: a handler that hangs in its thread must not hold it, as it would hold `sys.exit`."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)

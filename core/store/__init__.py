@@ -1,0 +1,1 @@
+"""MongoDB. Nothing outside this folder imports its driver."""
