@@ -190,7 +190,7 @@ def consume(
 def run(settings: Settings, _: Namespace) -> None:
     """Consume until SIGTERM."""
     if settings.single_process:
-        where = "inside orderproc.py, which consumes as well; start that"
+        where = "inside orderproc.py, which consumes as well, so run that instead"
         raise SettingInvalid(f"MONGODB_URL, AMQP_URL: embedded and memory live {where}")
     stop = stop_on_signal(within=GRACE)
     orders, stock, bus = wiring.connect_all(settings, settings.mongodb_url)

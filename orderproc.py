@@ -29,6 +29,7 @@ from core.order.events import Event, make_event
 from core.order.state_machine import TRANSITIONS, OrderDocument
 from core.order.view import view
 from core.running import process, wiring
+from core.running.embedded import CATALOGUE
 from core.running.health import add_health
 from core.store.orders import Orders
 from core.store.stock import Stock
@@ -177,7 +178,7 @@ def start_consumer(
     from lambdas import local
 
     if settings.bundled_store:
-        stock.fill(wiring.CATALOGUE)
+        stock.fill(CATALOGUE)
     handlers = consumer.discovery.discover(settings.handlers_dir, settings.handlers)
     client = local.Client()  # nothing here may ever reach a cloud, unless it is asked to
     if settings.aws_endpoint_url_lambda:

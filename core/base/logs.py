@@ -45,10 +45,10 @@ class Lines(logging.Formatter):
         return f"{now():%H:%M:%S} {record.levelname:<7} {record.getMessage()}{tail}" + (f"\n{stack}" if stack else "")
 
 
-def raised_at(error: BaseException) -> list[str]:
-    """Where an exception comes from, as file:line; nothing where it was not raised."""
-    frames = traceback.extract_tb(error.__traceback__)[-1:]
-    return [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]
+def raised_at(error: BaseException) -> str:
+    """Where an exception comes from, as file:line; empty where it was not raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
 def set_up_logging(level: str, form: str) -> None:

@@ -25,22 +25,26 @@ class DeadLetters:
     def show(self, limit: int = MOST_SHOWN) -> list[tuple[bytes, dict[str, Any]]]:
         """(body, headers) of what is parked, oldest first. Looking leaves everything where it is."""
         with self._channel() as channel:
-            got = iter(lambda: channel.basic_get(self._queue), (None, None, None))
-            return [(body, _headers(props)) for (_, props, body), _ in zip(got, range(limit), strict=False)]
+            return [(body, _headers(props)) for _, props, body in self._fetch(channel, limit)]
 
     def redrive(self, limit: int) -> int:
         """Send parked events round again: publish, wait for the confirm, and only then take away; gives how many."""
+        count = 0
         with self._channel() as channel:
             channel.confirm_delivery()
-            waiting = channel.queue_declare(self._queue, passive=True).method.message_count
-            for count in range(min(limit, waiting)):
-                method, props, body = channel.basic_get(self._queue)
-                if method is None:
-                    return count
+            for method, props, body in self._fetch(channel, limit):
                 letter = Letter("", main_queue(self._handler), props.message_id or "", props.type or "", body)
                 channel.basic_publish("", letter.routing_key, body, letter.properties(), mandatory=True)
                 channel.basic_ack(method.delivery_tag)
-            return min(limit, waiting)
+                count += 1
+        return count
+
+    def _fetch(self, channel: BlockingChannel, limit: int) -> Iterator[tuple[Any, Any, bytes]]:
+        waiting = channel.queue_declare(self._queue, passive=True).method.message_count
+        for _ in range(min(limit, waiting)):
+            method, props, body = channel.basic_get(self._queue)
+            if method:
+                yield method, props, body
 
     def purge(self) -> int:
         """Throw away what is parked; gives how many."""

@@ -18,7 +18,9 @@ def check_answers(parent: Event, handler: str, returned: Event | Iterable[Event]
     New ones, because a handler may return the same object for every order. Raises EventInvalid where an answer breaks
     a rule or its schema, TypeError or ValueError where JSON cannot hold it.
     """
-    answers = [returned] if isinstance(returned, Event) else list(() if returned is None else returned)
+    if returned is None:
+        returned = ()
+    answers = [returned] if isinstance(returned, Event) else list(returned)
     with_status = [answer.type for answer in answers if answer.type in TRANSITIONS]
     if len(with_status) > 1 or (with_status and parent.orderstatus in FINAL):
         raise EventInvalid(

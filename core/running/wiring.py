@@ -10,12 +10,10 @@ from core.base.settings import Settings
 from core.bus.bus import Bus
 from core.bus.memory import MemoryBus
 from core.bus.rabbit import Rabbit
-from core.running.embedded import CATALOGUE, bundled_store, only_one
+from core.running.embedded import bundled_store, only_one
 from core.store.connection import connect
 from core.store.orders import Orders
 from core.store.stock import Stock
-
-__all__ = ["CATALOGUE", "connect_all", "run_beside", "start_bundled"]
 
 
 def connect_all(settings: Settings, store_url: str) -> tuple[Orders, Stock, Bus]:

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +37,11 @@ class Write(NamedTuple):
     filter: dict[str, Any] | None
     change: dict[str, Any]
     upsert: bool = False
+
+
+def insert(document: Mapping[str, Any]) -> Write:
+    """The insert of a document."""
+    return Write(None, dict(document))
 
 
 @dataclass(eq=False)

@@ -20,7 +20,7 @@ from core.order import state_machine
 from core.order.events import Event
 from core.order.state_machine import Change, Move, OrderDocument, Step
 from core.store.connection import DocumentExists
-from core.store.group_commit import GroupCommit, Write
+from core.store.group_commit import GroupCommit, Write, insert
 
 TIMELINE_KEPT = 100
 EPOCH = datetime(1970, 1, 1)
@@ -62,7 +62,7 @@ class Orders:
         document = state_machine.new_order(order, event, now())
         document |= {"requestKey": request_key, "fingerprint": fingerprint, "due": document["touched"] + FIRST_LOOK}
         try:
-            return self._bulk.do([Write(None, dict(document))], [document["_id"]])[document["_id"]], False
+            return self._bulk.do([insert(document)], [document["_id"]])[document["_id"]], False
         except DocumentExists:  # another request with this key was first, or this very write when it was repeated
             with self._bulk.reading() as orders:
                 first = orders.find_one({"requestKey": request_key})

@@ -125,7 +125,7 @@ def test_a_parked_step_is_tried_again_by_a_restart(embedded, tmp_path):
 def test_consumer_py_refuses_to_run_beside_an_embedded_store(embedded):
     ended = run_command(MONGODB_URL="embedded", AMQP_URL="amqp://localhost")
     assert ended.returncode == 2
-    assert "start that" in ended.stderr and len(ended.stderr.splitlines()) == 1
+    assert "so run that instead" in ended.stderr and len(ended.stderr.splitlines()) == 1
 
 
 def store_processes(running) -> dict[int, str]:
