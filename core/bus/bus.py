@@ -88,8 +88,8 @@ class Bus(Protocol):
     ) -> None:
         """Make all queues, and consume those of `names` until `stop`; then wait some seconds for what is in hand.
 
-        `deliver` is called on this thread and must hand the delivery on; at most `prefetch` are in hand for a handler.
-        Raises TopologyMismatch.
+        `deliver` is called on a thread of the bus and must hand the delivery on; at most `prefetch` are in hand for a
+        handler. Once for each bus. Raises TopologyMismatch.
         """
 
     def rebuild(self) -> None:

@@ -69,9 +69,9 @@ class Link:
 
     def hang_up(self, reason: object) -> None:
         """End this connection; unless we are closing, another one follows. On the loop's thread."""
-        self._log("hanging up on the broker", reason)
-        self.later(GOODBYE, self._connection.ioloop.stop)
-        if self._connection.is_open:
+        if self._connection.is_open:  # one that is only being made needs no end: it starts anew as it is
+            self._log("hanging up on the broker", reason)
+            self.later(GOODBYE, self._connection.ioloop.stop)
             self._connection.close()
 
     def _log(self, message: str, reason: object) -> None:
@@ -94,15 +94,21 @@ class Link:
 
     def _session(self) -> None:
         self._connection = pika.SelectConnection(
-            parameters(self._url), lambda connection: connection.channel(on_open_callback=self._opened),
+            parameters(self._url), on_open_callback=self._connected,
             on_open_error_callback=self._ended, on_close_callback=self._ended,
         )  # fmt: skip
         try:
             self._connection.ioloop.start()
         finally:
-            self.ready = False
+            self.ready, self.channel = False, None
             self._connection.ioloop.close()
             self.on_lost()
+
+    def _connected(self, connection: Any) -> None:
+        if self._closing.is_set():  # since we began to connect
+            self.hang_up("closing")
+        else:
+            connection.channel(on_open_callback=self._opened)
 
     def _opened(self, channel: Any) -> None:
         self.channel = channel

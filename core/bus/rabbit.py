@@ -125,7 +125,7 @@ class Rabbit(Link):
         self._in_hand.add(method.delivery_tag)
         tries = (props.headers or {}).get("tries", 0)
         tries, ack = tries if type(tries) is int else 0, functools.partial(self._ack, channel, method.delivery_tag)
-        release = functools.partial(self._release, method.delivery_tag)
+        release = functools.partial(self._release, channel, method.delivery_tag)
         self._deliver(RabbitDelivery(self.publisher, name, props.message_id or "", body, tries, ack, release))
 
     def _ack(self, channel: Any, tag: int) -> None:
@@ -137,7 +137,9 @@ class Rabbit(Link):
                 return  # the call that is on its way takes this one along
         self.call(self._flush)
 
-    def _release(self, tag: int) -> None:
+    def _release(self, channel: Any, tag: int) -> None:
+        if channel is not self.channel:
+            return  # its connection was lost: it comes again as it is
         self._released.add(tag)  # and it stays in hand, so that no ack of others goes past it
         if not self._stop.is_set():
             self.rebuild()  # what is not acked when the connection closes comes again

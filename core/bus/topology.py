@@ -48,7 +48,8 @@ def _dead_letters_to(queue: str) -> dict[str, Any]:
 def declare(channel: Any, subscriptions: Subscriptions, delays: Sequence[float], then: Callable[[], object]) -> None:
     """Every queue of every handler, and only then the bindings, so that no event finds half of its queues.
 
-    pika sends each when the broker has answered the one before; `then` is called when it has answered all.
+    They are sent without waiting; `then` is called once the broker has answered the last. It closes the channel where
+    one is there with other arguments: see `describe_mismatch`.
     """
     channel.exchange_declare(EXCHANGE, "topic", durable=True)
     for handler in subscriptions:

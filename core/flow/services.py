@@ -1,5 +1,6 @@
 """What a handler is given beside the event: stock moves, Lambda functions, a log."""
 
+import itertools
 import json
 import logging
 from collections import Counter
@@ -24,8 +25,9 @@ class StockMoves:
     """`services.stock`: the stock moves of one attempt, pending until the order records the attempt."""
 
     def __init__(self, stock: Stock, order: OrderDocument, attempt: str, last_try: bool) -> None:
-        self._stock, self._order, self._attempt, self._last_try = stock, order, attempt, last_try
+        self._stock, self._order, self._last_try = stock, order, last_try
         self._moves: dict[str, dict[str, int]] = {}  # id -> {sku: units}, negative where given back
+        self._ids = (f"{attempt}.{number}" for number in itertools.count())  # no id twice, also not a rolled-back one
         self._outcome_unknown = False
 
     def take(self, items: list[dict[str, Any]]) -> dict[str, str]:
@@ -49,7 +51,7 @@ class StockMoves:
             self._ask(self._stock.give_back, move, self._order["_id"], held)
 
     def _new_move(self, lines: dict[str, int]) -> str:
-        move = f"{self._attempt}.{len(self._moves)}"
+        move = next(self._ids)
         self._moves[move] = lines
         return move
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from core.order.events import Event, EventInvalid, make_event, message_body
 from core.order.schemas import event_schemas, find_faults, nearest
-from core.order.state_machine import FINAL, TRANSITIONS
+from core.order.state_machine import TRANSITIONS
 
 LARGEST_EVENT = 64 * 1024  # bytes of one envelope; with its order it stays far below what any broker takes
 
@@ -22,7 +22,7 @@ def check_answers(parent: Event, handler: str, returned: Event | Iterable[Event]
         returned = ()
     answers = [returned] if isinstance(returned, Event) else list(returned)
     with_status = [answer.type for answer in answers if answer.type in TRANSITIONS]
-    if len(with_status) > 1 or (with_status and parent.orderstatus in FINAL):
+    if len(with_status) > 1 or any(TRANSITIONS[type].needs != parent.orderstatus for type in with_status):
         raise EventInvalid(
             f"{handler} answered {', '.join(with_status)}: at most one with a status, none on a final order"
         )

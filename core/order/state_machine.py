@@ -29,14 +29,14 @@ class Transition(NamedTuple):
     copies: dict[str, str] = {}  # field of the event's data -> field of the order  # noqa: RUF012
 
 
-TRANSITIONS = {  # any other event (inventory_reserved) leaves the order as it is, and handlers announce it
+TRANSITIONS = {  # any other event (inventory_reserved) leaves the status as it is, and handlers announce it
     "order_created": Transition("", "pending", "api"),
     "order_confirmed": Transition("pending", "processed", "handler", {"shipment": "shipment"}),
     "order_failed": Transition("pending", "failed", "handler", {"reason": "failureReason"}),
     "order_cancelled": Transition("pending", "cancelled", "api"),
 }
-STATUSES = [transition.leaves for transition in TRANSITIONS.values()]
-FINAL = [status for status in STATUSES if all(transition.needs != status for transition in TRANSITIONS.values())]
+STATUSES = list(dict.fromkeys(row.leaves for row in TRANSITIONS.values()))
+FINAL = [status for status in STATUSES if not any(row.needs == status != row.leaves for row in TRANSITIONS.values())]
 
 
 class Move(TypedDict):
@@ -106,9 +106,10 @@ class Change:
         """What the events make of the order: its status, and what is copied out of them."""
         fields: dict[str, Any] = {}
         for event in self.events:
-            if transition := TRANSITIONS.get(event.type):
-                copies = {field: event.data[name] for name, field in transition.copies.items()}
-                fields |= {"status": transition.leaves, "parked": []} | copies  # what was parked is superseded
+            if row := TRANSITIONS.get(event.type):
+                copies = {field: event.data[name] for name, field in row.copies.items()}
+                # A new status supersedes what was parked.
+                fields |= {"status": row.leaves} | copies | ({"parked": []} if row.needs != row.leaves else {})
         return fields
 
     @property

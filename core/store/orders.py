@@ -18,7 +18,7 @@ from pymongo.errors import DuplicateKeyError
 from core.base.ids import now
 from core.order import state_machine
 from core.order.events import Event
-from core.order.state_machine import Change, Move, OrderDocument, Step
+from core.order.state_machine import TRANSITIONS, Change, Move, OrderDocument, Step
 from core.store.connection import DocumentExists
 from core.store.group_commit import GroupCommit, Write, insert
 
@@ -83,8 +83,9 @@ class Orders:
     def cancel(self, event: Event) -> tuple[OrderDocument, bool]:
         """Cancel a pending order; gives (document, whether this call did it). Raises StatusConflict."""
         document = self._write(state_machine.cancel(event, now()), seconds=2.5)
-        if document["status"] != "cancelled":
-            raise StatusConflict(f"the order is {document['status']}; only a pending order can be cancelled")
+        row = TRANSITIONS[event.type]
+        if document["status"] != row.leaves:
+            raise StatusConflict(f"the order is {document['status']}; only a {row.needs} order can be {row.leaves}")
         return document, any(known["id"] == event.id for known in document["events"])
 
     # --- what the consumer asks
@@ -144,10 +145,9 @@ class Orders:
 
     def wake_all(self) -> None:
         """Have the sweep send every unfinished step's event again, parked ones included: the bus forgot them all."""
-        long_ago = now() - timedelta(hours=1)
-        change = {"$set": {"due": now(), "touched": long_ago, "sweeps": 0, "parked": []}, "$inc": {"rev": 1}}
+        again = {"due": now(), "touched": now() - timedelta(hours=1), "sweeps": 0, "parked": []}
         with self._bulk.reading() as orders:
-            orders.update_many({"due": {"$gt": EPOCH}}, change)
+            orders.update_many({"due": {"$gt": EPOCH}}, {"$set": again, "$inc": {"rev": 1}})
 
     def outbox_size(self) -> tuple[int, datetime | None]:
         """How many events wait in outboxes, and when the order waiting longest was last touched."""

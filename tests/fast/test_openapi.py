@@ -8,6 +8,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from core.base.settings import ROOT
+from core.order.schemas import event_schemas, schema
+from core.order.state_machine import STATUSES
+from core.order.view import SHOWN
 from core.store.connection import StoreUnavailable
 from tests.support.api import ORDER, Client, Shop
 from tests.support.samples import ADDRESS
@@ -158,3 +161,15 @@ def test_no_answer_that_any_test_here_got_is_undocumented(answers):
 def test_the_examples_in_the_spec_are_true_to_the_code():
     problem = Shop().client("POST", "/orders", {"items": [{"sku": "A1", "quantity": 0, "price": 1}]}).json
     assert problem == SPEC["components"]["responses"]["Unprocessable"]["content"]["application/problem+json"]["example"]
+
+
+def test_every_field_of_an_order_is_shown_documented_and_in_events():
+    sent = set(schema("order").schema["properties"])
+    documented = set(SPEC["components"]["schemas"]["Order"]["properties"])
+    assert sent <= set(SHOWN) and documented == set(SHOWN)
+    for type, each in event_schemas().items():
+        assert sent <= set(each.schema["properties"]["data"]["properties"]["order"]["properties"]), type
+
+
+def test_the_statuses_in_the_spec_are_those_of_the_code():
+    assert SPEC["components"]["schemas"]["Status"]["enum"] == STATUSES
