@@ -28,7 +28,6 @@ from core.order.answers import check_answers
 from core.order.events import Event, EventInvalid, parse
 from core.order.state_machine import TRANSITIONS, OrderDocument, Outcome, outcome_of, step_name
 from core.running import commands, discovery, wiring
-from core.running.discovery import Handlers
 from core.running.health import serve_health
 from core.running.process import exit_code, leave, read_settings, stop_on_signal
 from core.store.connection import StoreUnavailable
@@ -51,19 +50,15 @@ class Attempt(NamedTuple):
 
     delivery: Delivery
     event: Event
+    step: str  # what it is recorded under
     id: str
-
-    @property
-    def step(self) -> str:
-        """What the step is recorded under."""
-        return step_name(self.delivery.handler, self.event.id)
 
 
 class Worker:
     """Runs handlers on a pool of threads, and sees every delivery to its end."""
 
     def __init__(
-        self, handlers: Handlers, settings: Settings, orders: Orders, stock: Stock, outbox: Outbox,
+        self, handlers: discovery.Handlers, settings: Settings, orders: Orders, stock: Stock, outbox: Outbox,
         functions: Functions, stop: threading.Event,
     ) -> None:  # fmt: skip
         self._handlers, self._delays, self._stop = handlers, settings.retry_delays, stop
@@ -92,7 +87,7 @@ class Worker:
             return self._park(delivery, str(error))
         with logs.context(order=event.subject, event=event.id, handler=delivery.handler, trace=event.trace):
             while True:
-                attempt = Attempt(delivery, event, uuid.uuid4().hex)
+                attempt = Attempt(delivery, event, step_name(delivery.handler, event.id), uuid.uuid4().hex)
                 try:
                     with logs.context(attempt=attempt.id):
                         outcome = self.run_step(attempt)
@@ -172,8 +167,9 @@ class Worker:
 
 
 def consume(
-    settings: Settings, handlers: Handlers, orders: Orders, stock: Stock, bus: Bus, client: Any, stop: threading.Event
-) -> None:
+    settings: Settings, handlers: discovery.Handlers, orders: Orders, stock: Stock, bus: Bus, client: Any,
+    stop: threading.Event,
+) -> None:  # fmt: skip
     """Run the handlers that HANDLERS names, of all in `handlers`, until `stop`. `client` is a Lambda client."""
     for line in discovery.describe(handlers):
         log.info(line)
@@ -183,7 +179,7 @@ def consume(
     worker = Worker(handlers, settings, orders, stock, outbox, functions, stop)
     Sweep(orders, stock, bus, outbox, subscribers, stop, forgetful=settings.amqp_url == "embedded").start()
     names = settings.handlers or tuple(handlers)
-    bus.consume(discovery.subscriptions_of(handlers), names, settings.concurrency, worker.deliver, stop)
+    bus.consume({name: list(handlers[name]) for name in handlers}, names, settings.concurrency, worker.deliver, stop)
     bus.close()
 
 

@@ -7,8 +7,10 @@ knows no handler and no queue.
 import logging
 import re
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlencode
@@ -21,15 +23,13 @@ from core.base.settings import ROLES, ROOT, Settings
 from core.bus.bus import Bus
 from core.flow.outbox import Outbox
 from core.http import reading
-from core.http.app import App, add_log_fields, traceparent
-from core.http.checks import Call, Request, checked, header
+from core.http.app import App, Call, Request, add_log_fields, checked, header
 from core.http.problems import problem, reply
 from core.http.serving import serve
 from core.order.events import Event, make_event
 from core.order.state_machine import TRANSITIONS, OrderDocument
 from core.order.view import view
-from core.running import process, wiring
-from core.running.embedded import CATALOGUE
+from core.running import discovery, process, wiring
 from core.running.health import add_health
 from core.store.orders import Orders
 from core.store.stock import Stock
@@ -76,9 +76,9 @@ class Api:
         key = reading.idempotency_key(header("IDEMPOTENCY_KEY"))
         order = {"_id": ids.new_order_id(), "owner": request.key.name} | reading.read_order(request.body)
         event = new_event("order_created", order["_id"])
-        document, replayed = self.orders.create(order, event, key, reading.fingerprint(request.body))
+        document = self.orders.create(order, event, key, reading.fingerprint(request.body))
         self.outbox.publish_pending(document)  # a replay's too: the first answer may have been lost with its event
-        if replayed:
+        if document["_id"] != order["_id"]:
             return show(document, 201, location=f"/orders/{document['_id']}", idempotent_replayed="true")
         metrics.ORDERS.labels("pending").inc()
         return show(document, 201, location=f"/orders/{document['_id']}")
@@ -127,7 +127,7 @@ def new_event(type: str, order_id: str) -> Event:
     """An event that the API announces, in the trace of the request in hand."""
     return make_event(
         type, {}, id=str(uuid.uuid4()), source="/orderproc/api", subject=order_id,
-        orderstatus=TRANSITIONS[type].leaves, traceparent=traceparent(),
+        orderstatus=TRANSITIONS[type].leaves, traceparent=header("TRACEPARENT"),
     )  # fmt: skip
 
 
@@ -137,9 +137,7 @@ def show(document: OrderDocument, status: int = 200, **headers: str) -> HTTPResp
     return reply(view(document), status, **headers)
 
 
-def list_page(
-    name: str, id: str, query: dict[str, str], fetch: Callable[[str | None, int], Iterable[dict[str, Any]]]
-) -> HTTPResponse:
+def list_page(name: str, id: str, query: dict[str, str], fetch: Callable[..., Iterable[Any]]) -> HTTPResponse:
     """One page of a list: keyset, so a page costs the same wherever it is and nothing comes twice.
 
     `fetch(after, limit)` gives what follows behind an entry; the cursor is the `id` of a page's last entry.
@@ -173,18 +171,26 @@ def run(stop: threading.Event) -> None:
 def start_consumer(
     settings: Settings, orders: Orders, stock: Stock, bus: Bus, stop: threading.Event, at_end: ExitStack
 ) -> None:
-    """The consumer in this process, where one of the two servers is built in."""
+    """The consumer beside the API, where one of the two servers is built in. Neither half goes on alone.
+
+    Returns when the bus in memory knows every queue, as what is published before would come back.
+    """
     import consumer
     from lambdas import local
 
     if settings.bundled_store:
-        stock.fill(CATALOGUE)
-    handlers = consumer.discovery.discover(settings.handlers_dir, settings.handlers)
+        stock.fill(wiring.CATALOGUE)
+    handlers = discovery.discover(settings.handlers_dir, settings.handlers)
     client = local.Client()  # nothing here may ever reach a cloud, unless it is asked to
     if settings.aws_endpoint_url_lambda:
         client = consumer.lambda_client(settings.concurrency * len(handlers))
-    consume = lambda: consumer.consume(settings, handlers, orders, stock, bus, client, stop)  # noqa: E731
-    wiring.run_beside(consume, bus, stop, at_end)
+    pool = at_end.enter_context(ThreadPoolExecutor(1, "consumer"))
+    running = pool.submit(consumer.consume, settings, handlers, orders, stock, bus, client, stop)
+    at_end.callback(running.result)  # raises what ended it
+    at_end.callback(stop.set)
+    running.add_done_callback(lambda _: stop.set())
+    while settings.amqp_url == "embedded" and not (bus.consuming or running.done()):
+        time.sleep(0.01)
 
 
 def greet(settings: Settings, address: str) -> None:

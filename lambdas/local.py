@@ -1,13 +1,13 @@
-"""Answers the AWS Lambda Invoke API on this machine: `python -m lambdas.local --port 9001 [--host 127.0.0.1]`."""
+"""Answers the AWS Lambda Invoke API on this machine: `python -m lambdas.local --port 9001 [--host 127.0.0.1]`.
+
+Left out, as nobody here needs it: all but the type RequestResponse, names as ARN or with a version, the context.
+"""
 
 import argparse
 import json
-import re
 import sys
-import threading
 import traceback
 from io import BytesIO
-from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -18,7 +18,6 @@ from core.running.process import exit_code, stop_on_signal
 from lambdas import make_label, send_email
 
 FUNCTIONS = {"send_email": send_email.handler, "make_label": make_label.handler}
-NAME = re.compile(r"(?:[\w:-]+:function:)?([\w-]+)(?::[\w$-]+)?")  # also as an ARN, also with a version
 THREADS = 64  # functions at once
 
 
@@ -26,50 +25,31 @@ class Client:
     """Stands in for boto3's Lambda client and runs the functions here, so that nothing leaves the machine."""
 
     def invoke(self, FunctionName: str, Payload: bytes) -> dict[str, Any]:
-        body, error = run(FunctionName, json.loads(Payload))
-        return {"Payload": BytesIO(body.encode()), **error}
+        """Call a function as Lambda does: its answer as JSON; `FunctionError` as well where it raised."""
+        try:
+            answer, failure = json.dumps(FUNCTIONS[FunctionName](json.loads(Payload), None)), {}
+        except Exception as error:
+            what = {"errorMessage": str(error), "errorType": type(error).__name__, "requestId": str(uuid4())}
+            answer = json.dumps({**what, "stackTrace": traceback.format_tb(error.__traceback__)})
+            failure = {"FunctionError": "Unhandled"}
+        return {"Payload": BytesIO(answer.encode()), **failure}
 
 
 def make_app() -> Bottle:
     """The Invoke API as a WSGI app."""
     app = Bottle()
     app.get("/healthz", callback=lambda: "")
-    app.post("/2015-03-31/functions/<name:path>/invocations", callback=invoke)
+    app.post("/2015-03-31/functions/<name>/invocations", callback=invoke)
     return app
 
 
 def invoke(name: str) -> HTTPResponse:
-    """One call, by its invocation type: RequestResponse, Event or DryRun."""
-    match = NAME.fullmatch(name)
-    if not match or match[1] not in FUNCTIONS:
-        return _refuse(404, "ResourceNotFoundException", f"Function not found: {name}")
-    try:
-        event = json.loads(request.body.read() or b"{}")
-    except ValueError as error:
-        return _refuse(400, "InvalidRequestContentException", f"Could not parse payload into json: {error}")
-    kind = request.get_header("X-Amz-Invocation-Type", "RequestResponse")
-    if kind == "Event":
-        threading.Thread(target=run, args=[match[1], event]).start()
-    if kind != "RequestResponse":
-        return HTTPResponse(status=202 if kind == "Event" else 204)
-    body, failure = run(match[1], event)
-    return HTTPResponse(body, **({"X-Amz-Function-Error": failure["FunctionError"]} if failure else {}))
-
-
-def run(name: str, event: dict) -> tuple[str, dict[str, str]]:
-    """Call a function as Lambda does: its answer as JSON; {"FunctionError": ...} as well where it raised."""
-    context = SimpleNamespace(function_name=name, aws_request_id=str(uuid4()))
-    context.get_remaining_time_in_millis = lambda: 30_000  # nothing here stops a slow one
-    try:
-        return json.dumps(FUNCTIONS[name](event, context)), {}
-    except Exception as error:
-        what = {"errorMessage": str(error), "errorType": type(error).__name__, "requestId": context.aws_request_id}
-        stack = traceback.format_tb(error.__traceback__)
-        return json.dumps({**what, "stackTrace": stack}), {"FunctionError": "Unhandled"}
-
-
-def _refuse(status: int, kind: str, message: str) -> HTTPResponse:
-    return HTTPResponse(json.dumps({"Type": "User", "Message": message}), status, x_amzn_errortype=kind)
+    """One call, answered when the function has ended."""
+    if name not in FUNCTIONS:
+        return HTTPResponse(f"Function not found: {name}", 404, x_amzn_errortype="ResourceNotFoundException")
+    answer = Client().invoke(name, request.body.read() or b"{}")
+    failure = {"x_amz_function_error": answer["FunctionError"]} if "FunctionError" in answer else {}
+    return HTTPResponse(answer["Payload"].read(), **failure)
 
 
 def main() -> None:
@@ -82,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))  # which waits for an Event that is running
+    sys.exit(exit_code(main))

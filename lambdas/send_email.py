@@ -1,15 +1,14 @@
 """Sends one mail about an order: to SMTP_URL, or on AWS by SES, or into the Maildir DATA_DIR/mail."""
 
 import os
-import re
 import smtplib
 import ssl
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import default
 from email.utils import formatdate
+from functools import partial
 from html import escape
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from lambdas import tokens
@@ -41,9 +40,7 @@ def handler(event: dict, context: object) -> dict:
 
 def _address(text: str) -> Address:
     """One mailbox; ValueError for a line end, comma or bracket that could add a header or a recipient."""
-    if not re.fullmatch(r"[\w.!#$%&'*+/=?^`{|}~-]+@[\w.-]+", text):
-        raise ValueError(f"to must be one plain mail address, not {text!r}")
-    name, _, domain = text.partition("@")
+    name, domain = tokens.safe("to", text, r"[\w.!#$%&'*+/=?^`{|}~-]+@[\w.-]+", "one plain mail address").split("@")
     return Address(username=name, domain=domain.encode("idna").decode())
 
 
@@ -73,10 +70,9 @@ def _deliver(token: str, message: EmailMessage) -> bool:
 
 
 def _smtp(url: str, message: EmailMessage) -> None:
-    where = urlsplit(url)
-    tls = {"context": ssl.create_default_context()} if where.scheme == "smtps" else {}
-    connect: Any = smtplib.SMTP_SSL if tls else smtplib.SMTP
-    with connect(where.hostname or "", where.port or 0, timeout=10, **tls) as server:
-        if where.username:
-            server.login(unquote(where.username), unquote(where.password or ""))
+    at = urlsplit(url)
+    connect = partial(smtplib.SMTP_SSL, context=ssl.create_default_context()) if at.scheme == "smtps" else smtplib.SMTP
+    with connect(at.hostname or "", at.port or 0, timeout=10) as server:
+        if at.username:
+            server.login(unquote(at.username), unquote(at.password or ""))
         server.send_message(message)

@@ -9,11 +9,13 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+ID = "[A-Za-z0-9-]{1,64}"  # what can be a file name and a mail header; `../` ends here
 
-def safe(what: str, text: str) -> str:
-    """Give back what can be a file name and a mail header; ValueError for the rest, so `../` ends here."""
-    if not re.fullmatch("[A-Za-z0-9-]{1,64}", text):
-        raise ValueError(f"{what} must be 1 to 64 of A-Z, a-z, 0-9 and -, not {text!r}")
+
+def safe(what: str, text: str, pattern: str = ID, must_be: str = "1 to 64 of A-Z, a-z, 0-9 and -") -> str:
+    """Give the text back if it matches; ValueError if it does not."""
+    if not re.fullmatch(pattern, text):
+        raise ValueError(f"{what} must be {must_be}, not {text!r}")
     return text
 
 

@@ -54,14 +54,14 @@ BUGS = [
     Bug(
         "take without its condition",
         "core/store/stock.py",
-        [('"available": {"$gte": units}, ', "")],
+        [('"available": {"$gte": taken}, ', "")],
         "servers/test_stock.py",
     ),
     Bug(
         "give-back visible before it is committed",
         "core/store/stock.py",
         [
-            ('{"$push": {"moves": _pending(move, order_id, -units)}}', '{"$inc": {"available": units}, "$push": {"moves": _pending(move, order_id, -units)}}'),
+            ("taken = max(0, units)", "taken = units"),
             ("_end(sku, move, max(0, -units))", "_end(sku, move, 0)"),
         ],
         "servers/test_stock.py",
@@ -162,19 +162,19 @@ BUGS = [
     Bug(
         "an unroutable message taken for confirmed",
         "core/bus/publisher.py",
-        [('"unroutable" if number in self._unroutable else outcome', "outcome")],
+        [('"unroutable" if letter.came_back else outcome', "outcome")],
         "servers/test_bus_contract.py",
     ),
     Bug(
         "unconfirmed messages dropped on a lost connection",
         "core/bus/publisher.py",
-        [("            self._queued.extendleft(reversed(self._unconfirmed.values()))\n", "")],
+        [("deque(self.in_hand.values())", "deque(self._queued)")],
         "servers/test_rabbit.py",
     ),
     Bug(
         "a multiple ack too far",
         "core/bus/rabbit.py",
-        [("oldest = min(self._in_hand, default=math.inf)", "oldest = math.inf")],
+        [("oldest = min(self.in_hand | self._released, default=math.inf)", "oldest = math.inf")],
         "servers/test_bus_contract.py servers/test_rabbit.py",
     ),
     Bug(

@@ -53,10 +53,9 @@ def raised_at(error: BaseException) -> str:
 
 def set_up_logging(level: str, form: str) -> None:
     """Log to stderr: text on a terminal, JSON elsewhere, unless `form` says which."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(Lines(as_json=form == "json" or (not form and not sys.stderr.isatty())))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.basicConfig(level=level.upper(), force=True)
+    logging.root.handlers[0].setFormatter(Lines(as_json=form == "json" or (not form and not sys.stderr.isatty())))
     for noisy in ("botocore", "boto3", "urllib3", "pymongo", "waitress"):
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.root.level))
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # a lost connection is a traceback there and a line of ours
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it has a line for each request that waits

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from core.base.ids import digest
@@ -38,17 +38,9 @@ class ApiKey:
     secret: str = field(repr=False)
 
 
-class Rule(NamedTuple):
-    """How the text of a variable is read: it matches `pattern`, and `parse` raises no ValueError."""
-
-    default: str
-    must_be: str
-    pattern: str
-    parse: Callable[[str], Any]
-
-
 def _read(default: str, must_be: str, pattern: str = "(?s:.*)", parse: Callable[[str], Any] = str) -> Any:
-    return field(metadata={"rule": Rule(default, must_be, pattern, parse)})
+    """How the text of a variable is read: it matches `pattern`, and `parse` raises no ValueError."""
+    return field(metadata={"default": default, "must_be": must_be, "pattern": pattern, "parse": parse})
 
 
 def _number(default: str, low: int, high: int) -> Any:
@@ -86,6 +78,8 @@ def _keys(text: str) -> dict[str, ApiKey]:
             raise ValueError(f"entry {position} gives {key.name} a second role, and one name has one role")
         if keys.setdefault(digest(key.secret), key) is not key:
             raise ValueError(f"entry {position} repeats a secret, and every entry needs one of its own")
+    if text and not keys:
+        raise ValueError("there is no entry")
     return keys
 
 
@@ -125,29 +119,28 @@ class Settings:
         return self.bundled_store or self.amqp_url == "embedded"
 
 
-VARIABLES: dict[str, Rule] = {each.name.upper(): each.metadata["rule"] for each in fields(Settings)}
+VARIABLES: dict[str, Mapping[str, Any]] = {each.name.upper(): each.metadata for each in fields(Settings)}
 
 
 def load(env: Mapping[str, str], need: tuple[str, ...] = ()) -> Settings:
     """Settings from a mapping; `need` names the variables that must be there. Raises SettingInvalid."""
-    for variable in need:
-        if not env.get(variable):
-            raise SettingInvalid(f"{variable}: is not set; it must be {VARIABLES[variable].must_be}")
-    return Settings(**{variable.lower(): _value(env, variable) for variable in VARIABLES})
+    return Settings(**{variable.lower(): _value(env, variable, variable in need) for variable in VARIABLES})
 
 
-def _value(env: Mapping[str, str], variable: str) -> Any:
+def _value(env: Mapping[str, str], variable: str, needed: bool) -> Any:
     rule, text = VARIABLES[variable], env.get(variable, "").strip()
     if not text and (variable not in env or variable != "RETRY_DELAYS"):  # an empty RETRY_DELAYS means: no retries
-        text = rule.default
+        text = rule["default"]
+    if needed and not text:
+        raise SettingInvalid(f"{variable}: is not set; it must be {rule['must_be']}")
     try:
-        if not re.fullmatch(rule.pattern, text):
+        if not re.fullmatch(rule["pattern"], text):
             raise ValueError
-        return rule.parse(text)
+        return rule["parse"](text)
     except ValueError as error:
         shown = f"not {text!r}; " if variable != "API_KEYS" else ""  # secrets stay out of logs
         why = f"; {error}" if error.args else ""
-        raise SettingInvalid(f"{variable}: {shown}it must be {rule.must_be}{why}") from None
+        raise SettingInvalid(f"{variable}: {shown}it must be {rule['must_be']}{why}") from None
 
 
 def warn_of_demo_values(env: Mapping[str, str]) -> None:

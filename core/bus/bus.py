@@ -14,6 +14,7 @@ from core.base.settings import Refusal
 Subscriptions = dict[str, list[str]]  # handler -> the event types it takes
 PublishOutcome = Literal["confirmed", "unroutable", "unsent"]
 """`confirmed`: it is safe with the broker; `unroutable`: nobody takes it; `unsent`: not sent, or nobody knows."""
+Done = Callable[[PublishOutcome], None]
 
 
 class BrokerUnavailable(Refusal):
@@ -80,7 +81,7 @@ class Bus(Protocol):
     def start_publishing(self) -> None:
         """Begin to publish, in a process that does not consume; `consume` does it when the queues are there."""
 
-    def publish(self, message: Message, done: Callable[[PublishOutcome], None]) -> None:
+    def publish(self, message: Message, done: Done) -> None:
         """Take a message in hand; never blocks. `done` is told the outcome once, from a thread of the bus."""
 
     def consume(

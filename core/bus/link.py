@@ -18,8 +18,7 @@ GOODBYE = 3.0  # seconds that the broker gets to answer when we hang up: a froze
 def parameters(url: str) -> pika.URLParameters:
     """Connection parameters with bounds on every wait; what the URL says itself stands."""
     parsed = pika.URLParameters(url)
-    if "heartbeat=" not in url:
-        parsed.heartbeat = 15
+    parsed.heartbeat = 15 if parsed.heartbeat is None else parsed.heartbeat
     parsed.blocked_connection_timeout = parsed.blocked_connection_timeout or 30
     parsed.socket_timeout, parsed.stack_timeout = 5, 10
     return parsed
@@ -37,14 +36,18 @@ class Link:
         self._connection: Any = None
         self.channel: Any = None
         self.ready = False  # for what the subclass does with it; false again when the connection is gone
+        self.in_hand: Any = ()  # a collection: what a stop waits for
 
     def start(self) -> None:
         """Start the thread, once."""
         if not self._thread.ident:
             self._thread.start()
 
-    def close(self) -> None:
-        """Hang up, for good."""
+    def end(self, within: float) -> None:
+        """Give what is in hand some seconds, as long as the connection lasts; then hang up, for good."""
+        deadline = time.monotonic() + within
+        while self.ready and self.in_hand and time.monotonic() < deadline:
+            time.sleep(0.02)
         self._closing.set()
         self.call(self.hang_up, "closing")
         if self._thread.ident:
@@ -58,10 +61,7 @@ class Link:
             log.debug("no connection", extra={"error": repr(error)})
 
     def on_channel(self) -> None:
-        """There is a new `channel`."""
-
-    def on_lost(self) -> None:
-        """It is gone."""
+        """There is a new `channel`, and nothing of what the one before had under way."""
 
     def later(self, seconds: float, function: Callable[[], object]) -> None:
         """Call a function after a while, if this connection is still there. On the loop's thread."""
@@ -81,20 +81,19 @@ class Link:
     # --- the thread
 
     def _run(self) -> None:
-        pause = FIRST_PAUSE
-        while not self._closing.is_set():
+        pause = 0.0
+        while not self._closing.wait(random.uniform(pause / 2, pause)):  # jitter: not every process at the same moment
             started = time.monotonic()
             try:
                 self._session()
             except Exception:
                 log.exception("a connection to the broker stumbled; connecting again")
-            pause = FIRST_PAUSE if time.monotonic() - started > LONG_SESSION else pause
-            self._closing.wait(random.uniform(pause / 2, pause))  # jitter: not every process at the same moment
-            pause = min(pause * 2, LARGEST_PAUSE)
+            long = time.monotonic() - started > LONG_SESSION
+            pause = FIRST_PAUSE if long else min(max(pause * 2, FIRST_PAUSE), LARGEST_PAUSE)
 
     def _session(self) -> None:
         self._connection = pika.SelectConnection(
-            parameters(self._url), on_open_callback=self._connected,
+            parameters(self._url), on_open_callback=lambda opened: opened.channel(on_open_callback=self._opened),
             on_open_error_callback=self._ended, on_close_callback=self._ended,
         )  # fmt: skip
         try:
@@ -102,18 +101,14 @@ class Link:
         finally:
             self.ready, self.channel = False, None
             self._connection.ioloop.close()
-            self.on_lost()
-
-    def _connected(self, connection: Any) -> None:
-        if self._closing.is_set():  # since we began to connect
-            self.hang_up("closing")
-        else:
-            connection.channel(on_open_callback=self._opened)
 
     def _opened(self, channel: Any) -> None:
         self.channel = channel
         channel.add_on_close_callback(lambda _, reason: self.hang_up(repr(reason)))
-        self.on_channel()
+        if self._closing.is_set():  # since we began to connect
+            self.hang_up("closing")
+        else:
+            self.on_channel()
 
     def _ended(self, _: Any, reason: object) -> None:
         self._log("lost the broker", repr(reason))

@@ -4,15 +4,15 @@ The same verbs and promises as any carrier's, but for what a broker's disk gives
 queued, and a `kill -9` forgets it. The step is unfinished in its order, so the sweep sends it again at the next start.
 """
 
-import heapq
 import itertools
+import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.bus.bus import Deliver, Message, PublishOutcome, Subscriptions
+from core.bus.bus import Deliver, Done, Message, PublishOutcome, Subscriptions
 
 BOUND = 10_000  # messages in one queue; beyond it they stay in their outbox
 LOOK_EVERY = 0.05  # seconds between looks whether a retry is due
@@ -23,23 +23,22 @@ class MemoryBus:
     """Queues in memory. What is parked is not kept: the order shows it, and a restart tries again."""
 
     def __init__(self) -> None:
-        self._queues: dict[str, list[tuple[float, int, MemoryDelivery]]] = {}  # heaps: when it is due, its number, it
+        self._queues: dict[str, dict[str, MemoryDelivery]] = {}  # handler -> message id -> it, waiting or in hand
         self._subscriptions: Subscriptions = {}
-        self._known: set[tuple[str, str]] = set()  # (handler, message id): due or in hand
         self._in_hand: Counter[str] = Counter()
-        self._changed, self._numbers = threading.Condition(), itertools.count()
+        self._changed = threading.Condition()
         self.up, self.consuming = True, False
 
     @property
     def depths(self) -> dict[str, int]:
-        return {handler: len(queue) for handler, queue in self._queues.items()}
+        return {handler: len(queue) - self._in_hand[handler] for handler, queue in self._queues.items()}
 
     def start_publishing(self) -> None:
         """There is nothing to connect, to make anew or to hang up."""
 
     rebuild = close = start_publishing
 
-    def publish(self, message: Message, done: Callable[[PublishOutcome], None]) -> None:
+    def publish(self, message: Message, done: Done) -> None:
         with self._changed:
             outcome = self._route(message)
             self._changed.notify_all()
@@ -50,24 +49,21 @@ class MemoryBus:
         handlers = [message.handler] if message.handler else subscribers
         if any(handler not in self._queues for handler in handlers) or (message.mandatory and not handlers):
             return "unroutable"
-        queued = [self._accept(MemoryDelivery(self, handler, message.id, message.body)) for handler in handlers]
+        queued = [self._accept(message, handler) for handler in handlers]
         return "confirmed" if all(queued) else "unsent"
 
-    def _accept(self, delivery: "MemoryDelivery") -> bool:
-        if delivery.key not in self._known and len(self._queues[delivery.handler]) < BOUND:
-            self._known.add(delivery.key)
-            self._push(delivery, time.monotonic())
-        return delivery.key in self._known
-
-    def _push(self, delivery: "MemoryDelivery", due: float) -> None:
-        heapq.heappush(self._queues[delivery.handler], (due, next(self._numbers), delivery))
+    def _accept(self, message: Message, handler: str) -> bool:
+        queue = self._queues[handler]
+        if len(queue) < BOUND:
+            queue.setdefault(message.id, MemoryDelivery(self, handler, message.id, message.body))
+        return message.id in queue
 
     def consume(
         self, subscriptions: Subscriptions, names: Sequence[str], prefetch: int, deliver: Deliver, stop: threading.Event
     ) -> None:
         with self._changed:
             self._subscriptions = subscriptions
-            self._queues = {name: self._queues.get(name, []) for name in subscriptions}
+            self._queues = {name: self._queues.get(name, {}) for name in subscriptions}
         self.consuming = True
         while not stop.is_set():
             for delivery in self._next(names, prefetch):
@@ -78,13 +74,14 @@ class MemoryBus:
 
     def _next(self, names: Sequence[str], prefetch: int) -> list["MemoryDelivery"]:
         """What may be delivered now, after a short wait if there is nothing."""
-        taken, now = [], time.monotonic()
+        taken, now = list[MemoryDelivery](), time.monotonic()
         with self._changed:
             for name in names:
-                queue = self._queues[name]
-                while queue and queue[0][0] <= now and self._in_hand[name] < prefetch:
-                    self._in_hand[name] += 1
-                    taken.append(heapq.heappop(queue)[2])
+                due = (delivery for delivery in self._queues[name].values() if delivery.due <= now)
+                taken += itertools.islice(due, prefetch - self._in_hand[name])
+            for delivery in taken:
+                self._in_hand[delivery.handler] += 1
+                delivery.due = math.inf
             if not taken:
                 self._changed.wait(LOOK_EVERY)
         return taken
@@ -92,11 +89,11 @@ class MemoryBus:
     def end(self, delivery: "MemoryDelivery", retry_in: float | None = None) -> None:
         """Forget what was in hand, or have it come again after so many seconds."""
         with self._changed:
-            self._in_hand[delivery.handler] -= 1
             if retry_in is None:
-                self._known.discard(delivery.key)
+                del self._queues[delivery.handler][delivery.id]
             else:
-                self._push(delivery, time.monotonic() + retry_in)
+                delivery.due = time.monotonic() + retry_in
+            self._in_hand[delivery.handler] -= 1
             self._changed.notify_all()
 
 
@@ -109,10 +106,7 @@ class MemoryDelivery:
     id: str
     body: bytes
     tries: int = 0
-
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.handler, self.id
+    due: float = 0.0  # when it may be delivered, by the monotonic clock; never while it is in hand
 
     def ack(self) -> None:
         self.bus.end(self)

@@ -8,15 +8,12 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pika
-from pika.exceptions import ChannelWrongStateError, ConnectionWrongStateError
-from pika.spec import Basic
 
-from core.bus.bus import PublishOutcome
+from core.bus.bus import Done, PublishOutcome
 from core.bus.link import Link
 from core.bus.topology import EXCHANGE
 
@@ -24,10 +21,7 @@ log = logging.getLogger(__name__)
 WINDOW = 500  # messages unconfirmed
 BOUND = 10_000  # messages in hand; beyond it they stay in their outbox
 CONFIRM_WITHIN = 10.0  # seconds; pika has no deadline of its own
-CLOSE_WITHIN = 5.0  # seconds that messages in hand get on a stop
 NUMBER = "publish-number"  # a header: tells which publish an unroutable message was
-
-Done = Callable[[PublishOutcome], None]
 
 
 @dataclass(eq=False)
@@ -43,13 +37,19 @@ class Letter:
     headers: dict[str, Any] = field(default_factory=dict)
     mandatory: bool = True  # comes back where no queue takes it
     sent_at: float = 0.0
+    came_back: bool = False
 
     @property
     def key(self) -> tuple[str, str, bytes]:
         """The same for the same message; what strangers sent may all have one id, or none."""
         return self.routing_key, self.id, self.body
 
-    def properties(self, **headers: Any) -> pika.BasicProperties:
+    def tell(self, outcome: PublishOutcome) -> None:
+        """Tell everybody who asked for it what became of it."""
+        for done in self.done:
+            done(outcome)
+
+    def properties(self, **headers: int) -> pika.BasicProperties:
         """Persistent, and with no header but ours: the broker's own x- headers would lie on a second journey."""
         content_type, headers = "application/cloudevents+json", self.headers | headers
         return pika.BasicProperties(content_type, None, headers, 2, message_id=self.id, type=self.type)
@@ -61,49 +61,31 @@ class Publisher(Link):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._lock = threading.Lock()
+        self.in_hand: dict[tuple[str, str, bytes], Letter] = {}  # queued or unconfirmed, oldest first
         self._queued: deque[Letter] = deque()
-        self._in_hand: dict[tuple[str, str, bytes], Letter] = {}  # queued or unconfirmed
-        self._unconfirmed: dict[int, Letter] = {}  # by publish number, oldest first
-        self._unroutable: set[int] = set()  # publish numbers
-        self._number = 0
 
     def publish(self, letter: Letter) -> None:
         """Take a letter in hand; `done` is told what became of it. One that is in hand is not sent twice."""
         with self._lock:
-            if known := self._in_hand.get(letter.key):
+            if known := self.in_hand.get(letter.key):
                 return known.done.extend(letter.done)
-            if has_room := len(self._in_hand) < BOUND:
-                self._in_hand[letter.key] = letter
+            if has_room := len(self.in_hand) < BOUND:
+                self.in_hand[letter.key] = letter
                 self._queued.append(letter)
         if not has_room:
-            self._tell(letter, "unsent")
+            letter.tell("unsent")
         elif self.ready:
             self.call(self._pump)
-
-    def close(self) -> None:
-        """Give what is in hand some time to be confirmed, then hang up."""
-        deadline = time.monotonic() + CLOSE_WITHIN
-        while self.ready and self._in_hand and time.monotonic() < deadline:
-            time.sleep(0.02)
-        super().close()
-
-    def _tell(self, letter: Letter, outcome: PublishOutcome) -> None:
-        for done in letter.done:
-            done(outcome)
 
     # --- on the loop's thread
 
     def on_channel(self) -> None:
-        self._number = 0
-        self.channel.add_on_return_callback(lambda _, method, props, body: self._unroutable.add(props.headers[NUMBER]))
+        with self._lock:
+            self._queued = deque(self.in_hand.values())
+        self._number, self._unconfirmed = 0, dict[int, Letter]()  # by publish number, oldest first
+        self.channel.add_on_return_callback(self._on_return)
         self.channel.confirm_delivery(ack_nack_callback=self._on_confirm)
         self.channel.exchange_declare(EXCHANGE, "topic", durable=True, callback=self._on_ready)
-
-    def on_lost(self) -> None:
-        self._unroutable.clear()
-        with self._lock:
-            self._queued.extendleft(reversed(self._unconfirmed.values()))
-            self._unconfirmed.clear()
 
     def _on_ready(self, _: Any) -> None:
         self.ready = True
@@ -119,32 +101,33 @@ class Publisher(Link):
             self.later(1, self._check_confirms)
 
     def _pump(self) -> None:
-        while self.ready and self._queued and len(self._unconfirmed) < WINDOW:
+        while self.channel.is_open and self._queued and len(self._unconfirmed) < WINDOW:
             letter = self._queued.popleft()
             try:
                 self._send(letter)
-            except (ChannelWrongStateError, ConnectionWrongStateError):
-                return self._queued.appendleft(letter)
             except Exception as error:  # this one can never be sent; it must not stop the others
                 log.error("a message cannot be sent; set aside", extra={"event": letter.id, "error": repr(error)[:300]})
                 self._finish(letter, "unsent")
 
     def _send(self, letter: Letter) -> None:
-        number, letter.sent_at = self._number + 1, time.monotonic()
+        number, letter.sent_at, letter.came_back = self._number + 1, time.monotonic(), False
         properties = letter.properties(**{NUMBER: number})
         self.channel.basic_publish(letter.exchange, letter.routing_key, letter.body, properties, letter.mandatory)
         self._number, self._unconfirmed[number] = number, letter
 
+    def _on_return(self, _: Any, method: Any, props: Any, body: bytes) -> None:
+        self._unconfirmed[props.headers[NUMBER]].came_back = True
+
     def _on_confirm(self, frame: Any) -> None:
-        outcome: PublishOutcome = "confirmed" if isinstance(frame.method, Basic.Ack) else "unsent"
+        outcome: PublishOutcome = "confirmed" if isinstance(frame.method, pika.spec.Basic.Ack) else "unsent"
         last = frame.method.delivery_tag
         for number in [n for n in self._unconfirmed if n <= last] if frame.method.multiple else [last]:
+            letter = self._unconfirmed.pop(number)
             # An unroutable message comes back first, and is confirmed then.
-            self._finish(self._unconfirmed.pop(number), "unroutable" if number in self._unroutable else outcome)
-            self._unroutable.discard(number)
+            self._finish(letter, "unroutable" if letter.came_back else outcome)
         self._pump()
 
     def _finish(self, letter: Letter, outcome: PublishOutcome) -> None:
         with self._lock:
-            del self._in_hand[letter.key]
-        self._tell(letter, outcome)
+            del self.in_hand[letter.key]
+        letter.tell(outcome)

@@ -4,7 +4,6 @@ import functools
 import logging
 import math
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +12,14 @@ from pika.exceptions import ChannelClosedByBroker
 
 from core.base.ids import now, rfc3339
 from core.base.metrics import DEAD_MESSAGES
-from core.bus.bus import Deliver, Message, PublishOutcome, Subscriptions, TopologyMismatch
+from core.bus.bus import Deliver, Done, Message, PublishOutcome, Subscriptions, TopologyMismatch
 from core.bus.link import Link
-from core.bus.publisher import Done, Letter, Publisher
+from core.bus.publisher import Letter, Publisher
 from core.bus.topology import EXCHANGE, dead_queue, declare, describe_mismatch, main_queue, retry_queue
 
 log = logging.getLogger(__name__)
 LOOK_EVERY = 5.0  # seconds between looks at queue lengths
-DRAIN = 8.0  # seconds that work in hand gets on a stop
+DRAIN, CLOSE_WITHIN = 8.0, 5.0  # seconds on a stop that work in hand gets, and then what is not confirmed
 FORWARD_AGAIN = 5.0  # seconds until a copy that was not taken is sent again
 
 
@@ -37,9 +36,6 @@ class Rabbit(Link):
         self.depths: dict[str, int] = {}
         self._mismatch = ""
         self._lock = threading.Lock()
-        self._in_hand: set[int] = set()  # delivery tags
-        self._acked: set[int] = set()  # of which the broker is not told yet
-        self._released: set[int] = set()
 
     @property
     def up(self) -> bool:
@@ -65,10 +61,7 @@ class Rabbit(Link):
         self.start()
         while not (stop.wait(0.2) or self._mismatch):
             pass  # the loop's thread does it all
-        deadline = time.monotonic() + DRAIN
-        while self._in_hand - self._released and time.monotonic() < deadline:
-            time.sleep(0.05)
-        super().close()
+        self.end(DRAIN)
         if self._mismatch:
             raise TopologyMismatch(describe_mismatch(self._mismatch))
 
@@ -76,24 +69,17 @@ class Rabbit(Link):
         self.call(self.hang_up, "a queue is gone")
 
     def close(self) -> None:
-        self.publisher.close()
+        self.publisher.end(CLOSE_WITHIN)
 
     # --- on the loop's thread
 
     def on_channel(self) -> None:
+        with self._lock:
+            self.in_hand, self._acked, self._released = set[int](), set[int](), set[int]()  # delivery tags
         self.channel.add_on_close_callback(self._on_channel_closed)
         self.channel.add_on_cancel_callback(lambda _: self.hang_up("a queue was deleted"))
         self.channel.basic_qos(prefetch_count=self._prefetch)  # never global: quorum queues refuse it
         declare(self.channel, self._subscriptions, self._delays, then=self._on_declared)
-
-    def on_lost(self) -> None:
-        with self._lock:
-            self.channel, self._in_hand, self._acked, self._released = (
-                None,
-                set(),
-                set(),
-                set(),
-            )  # all of it comes again
 
     def _on_channel_closed(self, _: Any, reason: Exception) -> None:
         # Later on the same code says that an ack came too late, and the next connection is a good one.
@@ -122,7 +108,7 @@ class Rabbit(Link):
     def _on_message(self, name: str, channel: Any, method: Any, props: Any, body: bytes) -> None:
         if self._stop.is_set():
             return  # not acked: another process gets it when this connection closes
-        self._in_hand.add(method.delivery_tag)
+        self.in_hand.add(method.delivery_tag)
         tries = (props.headers or {}).get("tries", 0)
         tries, ack = tries if type(tries) is int else 0, functools.partial(self._ack, channel, method.delivery_tag)
         release = functools.partial(self._release, channel, method.delivery_tag)
@@ -130,26 +116,24 @@ class Rabbit(Link):
 
     def _ack(self, channel: Any, tag: int) -> None:
         with self._lock:
-            if channel is not self.channel:
-                return  # its connection was lost: the message comes again
-            self._acked.add(tag)
-            if len(self._acked) > 1:
-                return  # the call that is on its way takes this one along
-        self.call(self._flush)
+            if channel is self.channel:  # else its connection was lost: the message comes again
+                self._acked.add(tag)
+                if len(self._acked) == 1:  # else the call that is on its way takes this one along
+                    self.call(self._flush)
 
     def _release(self, channel: Any, tag: int) -> None:
-        if channel is not self.channel:
-            return  # its connection was lost: it comes again as it is
-        self._released.add(tag)  # and it stays in hand, so that no ack of others goes past it
-        if not self._stop.is_set():
-            self.rebuild()  # what is not acked when the connection closes comes again
+        if channel is self.channel:  # else its connection was lost: it comes again as it is
+            self._released.add(tag)  # so that no ack of others goes past it
+            self.in_hand.discard(tag)
+            if not self._stop.is_set():
+                self.rebuild()  # what is not acked when the connection closes comes again
 
     def _flush(self) -> None:
         with self._lock:
             acked, self._acked = self._acked, set()
-        self._in_hand -= acked
+        self.in_hand -= acked
         # Each ack is a write to the socket: everything below the oldest message not acked goes in one.
-        oldest = min(self._in_hand, default=math.inf)
+        oldest = min(self.in_hand | self._released, default=math.inf)
         together = {tag for tag in acked if tag < oldest}
         acks = [(tag, False) for tag in acked - together] + ([(max(together), True)] if together else [])
         if self.channel and self.channel.is_open:

@@ -59,11 +59,10 @@ class Outbox:
 
     def measure(self, mine: bool) -> None:
         """Show how much waits in all outboxes, every few seconds; zero where that is not `mine` to do."""
-        if not mine:  # a number from when it was would stand for ever
-            count, oldest, self._measured = 0, None, 0.0
-        elif time.monotonic() < self._measured + MEASURE_EVERY:
+        if mine and time.monotonic() < self._measured + MEASURE_EVERY:
             return
-        else:
-            (count, oldest), self._measured = self._orders.outbox_size(), time.monotonic()
+        # Where it is another's to do, a number from when it was ours would stand for ever.
+        count, oldest = self._orders.outbox_size() if mine else (0, None)
+        self._measured = time.monotonic() if mine else 0.0
         metrics.OUTBOX_EVENTS.set(count)
         metrics.OUTBOX_OLDEST.set(max(0.0, (now() - oldest).total_seconds()) if oldest else 0)

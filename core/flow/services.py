@@ -35,8 +35,7 @@ class StockMoves:
         lines: Counter[str] = Counter()
         for item in items:
             lines[item["sku"]] += int(item["quantity"])
-        move = self._new_move(lines)
-        short = self._ask(self._stock.take, move, self._order["_id"], lines)
+        move, short = self._begin(self._stock.take, lines)
         if short:
             self._ask(self._stock.roll_back, move, self._moves.pop(move))
         if "in_doubt" in short.values() and not self._last_try:
@@ -47,13 +46,12 @@ class StockMoves:
         """Return what the order's recorded steps hold; nothing if they hold nothing."""
         held = holdings(self._order)
         if held and not any(move["quantity"] < 0 for move in self.made()):  # asked twice, it gives once
-            move = self._new_move({sku: -units for sku, units in held.items()})
-            self._ask(self._stock.give_back, move, self._order["_id"], held)
+            self._begin(self._stock.give_back, {sku: -units for sku, units in held.items()})
 
-    def _new_move(self, lines: dict[str, int]) -> str:
+    def _begin(self, verb: Callable[..., Any], lines: dict[str, int]) -> tuple[str, Any]:
         move = next(self._ids)
         self._moves[move] = lines
-        return move
+        return move, self._ask(verb, move, self._order["_id"], lines)
 
     def _ask(self, verb: Callable[..., Any], *args: Any) -> Any:
         try:

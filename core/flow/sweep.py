@@ -25,7 +25,6 @@ BATCH = 200
 CROWDED = 1000  # messages: in a queue with more, what seems to be missing is likely to be waiting
 LEASE = 10.0  # seconds; how long nobody sweeps after a kill -9
 OLD_MOVE = timedelta(seconds=60)
-PATIENCE = [timedelta(minutes=minutes) for minutes in (1, 2, 4, 8, 16, 32)]  # since `touched`; then 30 more each time
 
 
 class Sweep(threading.Thread):
@@ -71,8 +70,8 @@ class Sweep(threading.Thread):
     def _look_at(self, order: OrderDocument) -> Write:
         """Publish what waits, send again what is unfinished for long; gives the write that says when to look next.
 
-        `sweeps` counts the waiting times of PATIENCE that have passed since the order was touched. Where nobody swept
-        while several passed, it is sent once. An order with nothing but a parked step only counts on.
+        `sweeps` counts the waiting times that have passed since the order was touched. Where nobody swept while several
+        passed, it is sent once. An order with nothing but a parked step only counts on.
         """
         unfinished = unfinished_steps(order, self._subscribers)
         if not order["outbox"] and not unfinished and not order["parked"]:
@@ -108,6 +107,8 @@ class Sweep(threading.Thread):
 
 
 def patience(sweeps: int) -> timedelta:
-    """How long an order goes untouched before its unfinished steps are sent again, after so many times."""
-    listed = min(sweeps, len(PATIENCE) - 1)
-    return PATIENCE[listed] + (sweeps - listed) * timedelta(minutes=30)
+    """How long an order goes untouched before its unfinished steps are sent again, after so many times.
+
+    1, 2, 4, 8, 16, 32 minutes, then 30 more each time.
+    """
+    return timedelta(minutes=2 ** min(sweeps, 5) + 30 * max(0, sweeps - 5))

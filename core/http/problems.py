@@ -13,26 +13,13 @@ from core.store.orders import KeyReused, StatusConflict
 log = logging.getLogger("orderproc")
 
 
-class RequestMalformed(Exception):
-    """It cannot be read at all; the text says what would be right."""
-
-
-class RequestInvalid(Exception):
-    """It can be read and breaks rules; `faults` has them all, as (JSON Pointer, what would be right)."""
-
-    def __init__(self, *faults: Fault) -> None:
-        self.faults = faults[:MOST_FAULTS]
-        super().__init__(f"{len(self.faults)} fault{'s' * (len(self.faults) > 1)}")
-
-
 PROBLEMS = {
     "malformed": 400, "unauthorized": 401, "forbidden": 403, "not-found": 404, "method-not-allowed": 405,
     "conflict": 409, "too-large": 413, "unsupported-media-type": 415, "invalid": 422, "key-reused": 422,
     "internal-error": 500, "unavailable": 503,
 }  # fmt: skip
 EXCEPTIONS = {
-    RequestMalformed: "malformed", RequestInvalid: "invalid", KeyReused: "key-reused", StatusConflict: "conflict",
-    StoreUnavailable: "unavailable", Exception: "internal-error",
+    KeyReused: "key-reused", StatusConflict: "conflict", StoreUnavailable: "unavailable", Exception: "internal-error"
 }  # fmt: skip
 HEADERS = {"unauthorized": {"www_authenticate": "Bearer"}, "unavailable": {"retry_after": "2"}}
 
@@ -44,13 +31,18 @@ def problem(slug: str, detail: str = "", **more: Any) -> HTTPResponse:
     return reply(body, PROBLEMS[slug], "application/problem+json", **HEADERS.get(slug, {}))
 
 
+def invalid(*faults: Fault) -> HTTPResponse:
+    """The problem of what can be read and breaks rules: its faults, as (JSON Pointer, what would be right)."""
+    errors = [{"pointer": pointer, "message": message} for pointer, message in faults[:MOST_FAULTS]]
+    return problem("invalid", f"{len(errors)} fault{'s' * (len(errors) > 1)}", errors=errors)
+
+
 def problem_of(error: Exception) -> HTTPResponse:
     """What the table says. The reason of a 5xx is for the log: it may name hosts and files."""
     slug = next(slug for kind, slug in EXCEPTIONS.items() if isinstance(error, kind))
     if slug == "internal-error":
         log.error("unexpected error", exc_info=error)
-    errors = [{"pointer": pointer, "message": message} for pointer, message in getattr(error, "faults", ())]
-    return problem(slug, str(error) if PROBLEMS[slug] < 500 else "", **({"errors": errors} if errors else {}))
+    return problem(slug, str(error) if PROBLEMS[slug] < 500 else "")
 
 
 def reply(body: Any, status: int = 200, kind: str = "application/json", **headers: str) -> HTTPResponse:

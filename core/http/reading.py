@@ -1,4 +1,4 @@
-"""What clients send, read strictly: JSON, orders with their prices, query strings, keys. Knows no store."""
+"""What clients send, read strictly: JSON, orders with their prices, query strings, keys. Raises the problem."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from core.base.ids import digest
-from core.http.problems import RequestInvalid, RequestMalformed
+from core.http.problems import invalid, problem
 from core.order import money
 from core.order.schemas import find_faults, schema
 from core.order.state_machine import STATUSES
@@ -28,14 +28,14 @@ LIST_ORDERS: Parameters = {
 
 
 def parse_json(body: bytes) -> Any:
-    """JSON as RFC 8259 has it: Python by itself takes NaN, UTF-16, a key twice, any depth. Raises RequestMalformed."""
+    """JSON as RFC 8259 has it: Python by itself takes NaN, UTF-16, a key twice, any depth."""
     hooks: dict[str, Any] = {"parse_int": _number, "parse_float": _number, "parse_constant": int}  # int("NaN") raises
     try:
         value = json.loads(body.decode(), object_pairs_hook=_object, **hooks)
         _check_depth(value, DEEPEST)
         return value
     except (ValueError, ArithmeticError, RecursionError) as error:
-        raise RequestMalformed(f"it must be JSON in UTF-8, at most {DEEPEST} levels deep: {error!s:.200}") from None
+        raise problem("malformed", f"it must be JSON in UTF-8, at most {DEEPEST} levels deep: {error!s:.200}") from None
 
 
 def _number(text: str) -> int | Decimal:
@@ -58,7 +58,7 @@ def _check_depth(value: Any, left: int) -> None:
 
 
 def read_order(body: Any) -> dict[str, Any]:
-    """The order in a body, in minor units. Raises RequestInvalid with every fault by the schema and the money rules."""
+    """The order in a body, in minor units; the problem has every fault by the schema and the money rules."""
     faults = dict(find_faults(schema("order"), body))
     order: dict[str, Any] = {"currency": "USD"} | (body if isinstance(body, dict) else {})
     if str(order["currency"]) not in money.currencies():
@@ -66,11 +66,11 @@ def read_order(body: Any) -> dict[str, Any]:
     elif isinstance(order.get("items"), list):
         faults |= _price_faults(order["items"], order["currency"])
     if faults:
-        raise RequestInvalid(*faults.items())
+        raise invalid(*faults.items())
     items = [line | {"price": money.to_minor(line["price"], order["currency"])} for line in order["items"]]
     total = sum(line["quantity"] * line["price"] for line in items)
     if total > money.LARGEST_TOTAL:
-        raise RequestInvalid(("/items", "must cost at most 15 digits in minor units together"))
+        raise invalid(("/items", "must cost at most 15 digits in minor units together"))
     return order | {"items": items, "total": total}
 
 
@@ -92,35 +92,35 @@ def fingerprint(body: Any) -> str:
 
 
 def read_available(sku: str, body: Any) -> int:
-    """The units in the body of PUT /stock/<sku>. Raises RequestInvalid."""
+    """The units in the body of PUT /stock/<sku>."""
     faults = find_faults(schema("stock"), body)
     if not re.fullmatch(SKU, sku):
         faults.append(("/sku", "in the path: must be 1 to 64 of A-Z a-z 0-9 . _ - and begin with a letter or digit"))
     if faults:
-        raise RequestInvalid(*faults)
+        raise invalid(*faults)
     return body["available"]
 
 
 def read_query(text: str, known: Parameters) -> dict[str, str]:
-    """The parameters of a query string. Raises RequestMalformed on an unknown or repeated one and on a bad value."""
+    """The parameters of a query string. An unknown or repeated one, or a bad value, is refused."""
     try:
         pairs = parse_qsl(text.encode("ascii").decode(), True, strict_parsing=True, errors="strict") if text else []
     except ValueError:
-        raise RequestMalformed("the query must be name=value&name=value in UTF-8") from None
+        raise problem("malformed", "the query must be name=value&name=value in UTF-8") from None
     query = dict(pairs)
     if not query.keys() <= known.keys() or len(query) < len(pairs):
-        raise RequestMalformed(f"query parameters here, each at most once: {', '.join(known) or 'none'}")
+        raise problem("malformed", f"query parameters here, each at most once: {', '.join(known) or 'none'}")
     for name, value in query.items():
         pattern, must_be = known[name]
         if not re.fullmatch(pattern, value):
-            raise RequestMalformed(f"{name} must be {must_be}")
+            raise problem("malformed", f"{name} must be {must_be}")
     return query
 
 
 def idempotency_key(header: str | None) -> str | None:
-    """The key itself, from a string as structured fields have it (RFC 8941), or bare. Raises RequestMalformed."""
+    """The key itself, from a string as structured fields have it (RFC 8941), or bare."""
     match = re.fullmatch(r'"((?:[ !#-\[\]-~]|\\["\\])*)"|([!#-~][ -~]*)', header or "")
     key = (match[2] or re.sub(r"\\(.)", r"\1", match[1])) if match else ""
     if header is not None and not 1 <= len(key) <= 255:
-        raise RequestMalformed("Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or bare")
+        raise problem("malformed", "Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or bare")
     return key or None

@@ -27,8 +27,7 @@ def serve(
     `listening` is told the address. Raises SettingInvalid where HOST and PORT cannot be listened on.
     """
     sockets: dict[int, Any] = {}
-    listener = listen(host, port, "HOST, PORT")
-    server = waitress.create_server(app, sockets, sockets=[listener], threads=threads, **LIMITS)
+    server = listen(app, host, port, threads, sockets=sockets)
     listening(f"http://{host}:{server.effective_port}")
     turn = partial(server.asyncore.loop, use_poll=True, map=sockets, count=1)
     while not stop.is_set():  # its own loop could not be left without cutting off whoever waits for an answer
@@ -36,12 +35,13 @@ def serve(
     drain(server, turn)
 
 
-def listen(host: str, port: int, variables: str) -> socket.socket:
-    """A listening socket. Raises SettingInvalid, which names the variables."""
+def listen(app: Any, host: str, port: int, threads: int, variables: str = "HOST, PORT", sockets: Any = None) -> Any:
+    """A server that listens, with a map of its sockets. Raises SettingInvalid, which names the variables."""
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise SettingInvalid(f"{variables}: cannot listen on {host} {port}: {error.strerror}") from None
+    return waitress.create_server(app, sockets, sockets=[listener], threads=threads, **LIMITS)
 
 
 def drain(server: Any, turn: Callable[..., None]) -> None:

@@ -18,15 +18,11 @@ def check_answers(parent: Event, handler: str, returned: Event | Iterable[Event]
     New ones, because a handler may return the same object for every order. Raises EventInvalid where an answer breaks
     a rule or its schema, TypeError or ValueError where JSON cannot hold it.
     """
-    if returned is None:
-        returned = ()
-    answers = [returned] if isinstance(returned, Event) else list(returned)
-    with_status = [answer.type for answer in answers if answer.type in TRANSITIONS]
-    if len(with_status) > 1 or any(TRANSITIONS[type].needs != parent.orderstatus for type in with_status):
-        raise EventInvalid(
-            f"{handler} answered {', '.join(with_status)}: at most one with a status, none on a final order"
-        )
-    status = TRANSITIONS[with_status[0]].leaves if with_status else parent.orderstatus
+    answers = [returned] if isinstance(returned, Event) else list(() if returned is None else returned)
+    setting = [answer.type for answer in answers if answer.type in TRANSITIONS]
+    if len(setting) > 1 or any(TRANSITIONS[type].needs != parent.orderstatus for type in setting):
+        raise EventInvalid(f"{handler} answered {', '.join(setting)}: at most one with a status, none on a final order")
+    status = TRANSITIONS[setting[0]].leaves if setting else parent.orderstatus
     events = [follow_up(parent, handler, position, answer, status) for position, answer in enumerate(answers)]
     for event in events:
         _check(event, handler, parent.order)

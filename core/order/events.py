@@ -75,11 +75,6 @@ def parse(body: bytes) -> Event:
         uuid.UUID(envelope["id"])  # ids of what follows are derived from it
     except ValueError:
         raise EventInvalid(f"/id must be a UUID, not {envelope['id']!r:.100}") from None
-    return _from_envelope(envelope)
-
-
-def _from_envelope(envelope: Envelope) -> Event:
-    names = ("id", "source", "subject", "time", "orderstatus")
-    attributes = {name: envelope[name] for name in names}
+    attributes = {name: envelope[name] for name in ("id", "source", "subject", "time", "orderstatus")}
     trace = new_traceparent(envelope.get("traceparent", ""))
     return make_event(envelope["type"], envelope["data"], traceparent=trace, **attributes)

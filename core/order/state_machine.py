@@ -14,10 +14,10 @@ from typing import Any, Literal, NamedTuple, TypedDict
 from core.order.events import Envelope, Event
 
 Line = dict[str, Any]  # of the timeline: {"at", "by", and "event", "done", "failed" or "parked": an event type}
+# How a delivery ended. `done`: this attempt is recorded; `already`: another one is; `lost`: its answers came too late;
+# `skipped`: the order has moved on, or another release's handler takes the event; `fenced`: the sweep ruled this
+# attempt out; `retried` and `parked`: it failed, for now or for good.
 Outcome = Literal["done", "already", "lost", "skipped", "fenced", "retried", "parked"]
-"""How a delivery ended. `done`: this attempt is recorded; `already`: another one is; `lost`: its answers came too late;
-`skipped`: the order has moved on, or another release's handler takes the event; `fenced`: the sweep ruled this attempt
-out; `retried` and `parked`: it failed, for now or for good."""
 
 
 class Transition(NamedTuple):
@@ -36,7 +36,6 @@ TRANSITIONS = {  # any other event (inventory_reserved) leaves the status as it 
     "order_cancelled": Transition("pending", "cancelled", "api"),
 }
 STATUSES = list(dict.fromkeys(row.leaves for row in TRANSITIONS.values()))
-FINAL = [status for status in STATUSES if not any(row.needs == status != row.leaves for row in TRANSITIONS.values())]
 
 
 class Move(TypedDict):
@@ -108,8 +107,7 @@ class Change:
         for event in self.events:
             if row := TRANSITIONS.get(event.type):
                 copies = {field: event.data[name] for name, field in row.copies.items()}
-                # A new status supersedes what was parked.
-                fields |= {"status": row.leaves} | copies | ({"parked": []} if row.needs != row.leaves else {})
+                fields |= {"status": row.leaves, "parked": []} | copies  # a new status supersedes what was parked
         return fields
 
     @property
@@ -134,9 +132,8 @@ def new_order(order: dict[str, Any], event: Event, at: datetime) -> OrderDocumen
 def cancel(event: Event, at: datetime) -> Change:
     """A pending order is cancelled."""
     needed = TRANSITIONS[event.type].needs
-    return Change(
-        order_id=event.subject, at=at, status=needed, events=[event], lines=[{"event": event.type, "by": "api"}]
-    )
+    lines = [{"event": event.type, "by": "api"}]
+    return Change(order_id=event.subject, at=at, status=needed, lines=lines, events=[event])
 
 
 def record(event: Event, step: Step, answers: Sequence[Event], at: datetime) -> Change:

@@ -61,25 +61,21 @@ def redrive(settings: Settings, args: argparse.Namespace) -> None:
         print(f"sent {letters.redrive(args.limit)} parked messages to {queue} again")
 
 
-def purge(settings: Settings, args: argparse.Namespace) -> int:
+def purge(settings: Settings, args: argparse.Namespace) -> None:
     """Throw dead letters away, after asking."""
     letters = _dead_letters(settings, args.handler)
-    if not (args.yes or _agreed(f"Throw away what is parked for {args.handler}? Its orders stay as they are.")):
-        return 1
+    _ask(args, f"Throw away what is parked for {args.handler}? Its orders stay as they are.")
     print(f"threw {letters.purge()} parked messages of {args.handler} away")
-    return 0
 
 
-def retire(settings: Settings, args: argparse.Namespace) -> int:
+def retire(settings: Settings, args: argparse.Namespace) -> None:
     """Delete the queues of a handler that is gone, after asking."""
     if args.handler in discover(settings.handlers_dir):
         where = f"{args.handler} is still in {settings.handlers_dir}"
         raise HandlerInvalid(f"{where}: remove its file and restart the consumers first")
     letters = _dead_letters(settings, args.handler)
-    if not (args.yes or _agreed(f"Delete all queues of {args.handler}, with what is in them?")):
-        return 1
+    _ask(args, f"Delete all queues of {args.handler}, with what is in them?")
     print(f"deleted the queues of {args.handler}, and {letters.retire(settings.retry_delays)} messages with them")
-    return 0
 
 
 def _dead_letters(settings: Settings, handler: str) -> DeadLetters:
@@ -88,15 +84,16 @@ def _dead_letters(settings: Settings, handler: str) -> DeadLetters:
     return DeadLetters(settings.amqp_url, handler)
 
 
-def _agreed(question: str) -> bool:
-    print(f"{question} [y/N] ", end="", flush=True)
-    agreed = sys.stdin.readline().strip().lower() == "y"
-    if not agreed:
-        print("nothing was done")
-    return agreed
+def _ask(args: argparse.Namespace, question: str) -> None:
+    """Go on with --yes or a y; anything else ends the program with 1."""
+    if not args.yes:
+        print(f"{question} [y/N] ", end="", flush=True)
+        if sys.stdin.readline().strip().lower() != "y":
+            print("nothing was done")
+            sys.exit(1)
 
 
-COMMANDS: dict[str, tuple[Callable[[Settings, argparse.Namespace], int | None], tuple[str, ...]]] = {
+COMMANDS: dict[str, tuple[Callable[[Settings, argparse.Namespace], None], tuple[str, ...]]] = {
     "check": (check, ()), "dead": (dead, ("AMQP_URL",)), "redrive": (redrive, ("AMQP_URL",)),
     "purge": (purge, ("AMQP_URL",)), "retire": (retire, ("AMQP_URL",)),
 }  # fmt: skip

@@ -1,15 +1,12 @@
 """Finding handlers: every module in a folder, every public function in it, checked before the first event arrives."""
 
-import importlib.util
 import inspect
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from core.base.settings import SettingInvalid
-from core.bus.bus import Subscriptions
 from core.bus.topology import main_queue
 from core.order.schemas import event_schemas, nearest
 
@@ -22,19 +19,13 @@ class HandlerInvalid(SettingInvalid):
 
 def discover(folder: Path, wanted: Sequence[str] = ()) -> Handlers:
     """Every handler in the folder. Raises HandlerInvalid; SettingInvalid where HANDLERS names one that is missing."""
-    paths = [path for path in sorted(folder.glob("*.py")) if not path.name.startswith("_")]
-    handlers = {path.stem: _functions(path) for path in paths}
+    handlers = {path.stem: _functions(path) for path in sorted(folder.glob("[!_]*.py"))}
     if not handlers:
         raise HandlerInvalid(f"{folder}: there is no handler; HANDLERS_DIR must name a folder with .py files")
     for name in wanted:
         if name not in handlers:
             raise SettingInvalid(f"HANDLERS: there is no {name} in {folder}; {nearest(name, handlers)}")
     return handlers
-
-
-def subscriptions_of(handlers: Handlers) -> Subscriptions:
-    """Handler -> the event types it takes."""
-    return {name: list(functions) for name, functions in handlers.items()}
 
 
 def subscribers_of(handlers: Handlers) -> dict[str, list[str]]:
@@ -47,13 +38,11 @@ def describe(handlers: Handlers) -> list[str]:
     return [f"{type:<20} -> {name:<12} -> {main_queue(name)}" for name, taken in handlers.items() for type in taken]
 
 
-def _functions(path: Path) -> dict[str, Callable[..., Any]]:
+def _functions(path: Path) -> dict[str, Any]:
     if not path.stem.isidentifier():
         raise HandlerInvalid(f"{path}: the name must be letters, digits and underscores; it names queues")
-    module = _import(path)
-    own: dict[str, Callable[..., Any]] = {
-        name: f for name, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__
-    }
+    module = _run(path)
+    own = {name: f for name, f in module.items() if inspect.isfunction(f) and f.__module__ == module["__name__"]}
     public = {name: function for name, function in own.items() if not name.startswith("_")}
     for name, function in public.items():
         _check(path, name, function)
@@ -62,13 +51,11 @@ def _functions(path: Path) -> dict[str, Callable[..., Any]]:
     return public
 
 
-def _import(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"handlers.{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise HandlerInvalid(f"{path}: cannot be imported")
-    module = importlib.util.module_from_spec(spec)
+def _run(path: Path) -> dict[str, Any]:
+    # Not imported: two folders may have files of one name, and only one module of a name can be.
+    module = {"__name__": f"handlers.{path.stem}", "__package__": "handlers", "__file__": str(path.absolute())}
     try:
-        spec.loader.exec_module(module)
+        exec(compile(path.read_bytes(), path, "exec"), module)
     except (Exception, SystemExit) as error:
         what = " ".join(str(error).split())
         raise HandlerInvalid(f"{path}: line {_line(path, error)}: {type(error).__name__}: {what}") from None

@@ -1,44 +1,110 @@
-"""The parts put together: which store, which bus, and for `make run` the consumer beside the API in one process."""
+"""Which store and which bus a process works with, and what `make run` brings along: a store, a catalogue, a lock.
 
-import threading
+The store is SecantusDB (GPL-2.0), which speaks MongoDB's wire protocol on WiredTiger: a program of its own, started and
+never imported.
+"""
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import IO
 
-from core.base.settings import Settings
+from core.base.settings import SettingInvalid, Settings
 from core.bus.bus import Bus
 from core.bus.memory import MemoryBus
 from core.bus.rabbit import Rabbit
-from core.running.embedded import bundled_store, only_one
 from core.store.connection import connect
 from core.store.orders import Orders
 from core.store.stock import Stock
+
+CATALOGUE = {"A1": 1000, "B2": 500, "C3": 100, "D4": 10, "E5": 0}  # units of the goods that `make run` sells
+START_WITHIN, STOP_WITHIN = 30.0, 10.0  # seconds
+# Runs a program until it ends, or until the pipe on standard input closes: when our process is gone, however it went.
+KEEPER = """exec 3<&0; "$@" & program=$!
+(cat <&3 >/dev/null; kill $program; sleep 5; kill -9 $program) &
+wait $program; code=$?; trap '' TERM; kill 0; exit $code"""
 
 
 def connect_all(settings: Settings, store_url: str) -> tuple[Orders, Stock, Bus]:
     """Orders and stock in the store, and the carrier that AMQP_URL names."""
     database = connect(store_url)
-    in_memory = settings.amqp_url == "embedded"
-    bus: Bus = MemoryBus() if in_memory else Rabbit(settings.amqp_url, settings.retry_delays)
+    bus: Bus = MemoryBus() if settings.amqp_url == "embedded" else Rabbit(settings.amqp_url, settings.retry_delays)
     return Orders(database), Stock(database), bus
 
 
 def start_bundled(settings: Settings, at_end: ExitStack) -> str:
     """Start what lives inside this process, until `at_end`; gives the store's URL. Raises SettingInvalid."""
+    folder = settings.data_dir
     if settings.single_process:
-        at_end.enter_context(only_one(settings.data_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        in_use = f"DATA_DIR: {folder} is in use by another orderproc; stop it or take another"
+        at_end.enter_context(locked(folder / "lock", 0, in_use))
     if settings.mongodb_url == "embedded":
-        return at_end.enter_context(bundled_store(settings.data_dir / "mongo"))
+        return at_end.enter_context(bundled_store(folder / "mongo"))
     return settings.mongodb_url
 
 
-def run_beside(consume: Callable[[], None], bus: Bus, stop: threading.Event, at_end: ExitStack) -> None:
-    """Consume on a thread until `stop`; returns when the bus knows every queue. Neither half goes on alone."""
-    pool = at_end.enter_context(ThreadPoolExecutor(1, "consumer"))
-    running = pool.submit(consume)
-    at_end.callback(running.result)  # raises what ended it
-    at_end.callback(stop.set)
-    running.add_done_callback(lambda _: stop.set())
-    while isinstance(bus, MemoryBus) and not (bus.consuming or running.done()):
-        time.sleep(0.01)
+@contextmanager
+def locked(path: Path, within: float, otherwise: str) -> Iterator[IO[str]]:
+    """Hold a file's lock, which dies with all processes that have it. Raises SettingInvalid(otherwise) in the end."""
+    deadline = time.monotonic() + within
+    with path.open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise SettingInvalid(otherwise) from None
+                time.sleep(0.02)
+        yield lock
+
+
+@contextmanager
+def bundled_store(folder: Path) -> Iterator[str]:
+    """A running store on the folder; gives its URL. However this process ends, the store ends with it."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    left_behind = f"DATA_DIR: a store that was left behind still runs on {folder}; end it"
+    with locked(folder.with_suffix(".lock"), START_WITHIN, left_behind) as lock:
+        # It inherits the lock: that of a killed process may still be closing its files.
+        keeper = _start(folder, port, lock)
+    try:
+        _wait_for(port, keeper)
+        # With retryable writes it scans its retry records on each write; ours are all repeatable by themselves.
+        yield f"mongodb://127.0.0.1:{port}/orderproc?retryWrites=false&directConnection=true"
+    finally:
+        with suppress(subprocess.TimeoutExpired):
+            keeper.communicate(timeout=STOP_WITHIN)  # closes the pipe
+        with suppress(ProcessLookupError):
+            os.killpg(keeper.pid, signal.SIGKILL)
+
+
+def _start(folder: Path, port: int, lock: IO[str]) -> "subprocess.Popen[bytes]":
+    program = Path(sys.executable).parent / "secantusd-py"
+    if not program.exists():
+        raise SettingInvalid("MONGODB_URL: embedded needs what requirements-embedded.txt names; or set it to memory")
+    command = ["sh", "-c", KEEPER, "sh", str(program), "--port", str(port), "--sync-on-commit"]
+    with folder.with_suffix(".log").open("w") as output:
+        # A session of its own: Ctrl-C in the terminal is ours to pass on, after the last write.
+        return subprocess.Popen(
+            [*command, "--storage-path", str(folder.absolute())], stdin=subprocess.PIPE, stdout=output, stderr=output,
+            pass_fds=[lock.fileno()], start_new_session=True,
+        )  # fmt: skip
+
+
+def _wait_for(port: int, keeper: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + START_WITHIN
+    while time.monotonic() < deadline and keeper.poll() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.02)
+    end = "did not start in time" if keeper.poll() is None else f"ended with {keeper.returncode}"
+    raise SettingInvalid(f"MONGODB_URL: the embedded store {end}; its log is in DATA_DIR")

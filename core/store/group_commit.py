@@ -7,11 +7,11 @@ once. The idea is the write-ahead log's group commit (DeWitt et al., 1984), with
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from pymongo import InsertOne, UpdateOne, errors
@@ -23,8 +23,7 @@ log = logging.getLogger(__name__)
 OUTCOME_UNKNOWN = (errors.ConnectionFailure, errors.ExecutionTimeout, errors.WTimeoutError)
 PAUSE = 0.2  # seconds between repeats while the store is away
 LARGEST_QUEUE = 2000  # callers waiting
-LARGEST_BATCH = 128  # writes in one bulk
-_mongomock_lock = threading.Lock()
+LARGEST_BATCH = 128  # writes; with so many in it a bulk takes in nobody more
 
 
 class Write(NamedTuple):
@@ -35,13 +34,8 @@ class Write(NamedTuple):
     """
 
     filter: dict[str, Any] | None
-    change: dict[str, Any]
+    change: Mapping[str, Any]
     upsert: bool = False
-
-
-def insert(document: Mapping[str, Any]) -> Write:
-    """The insert of a document."""
-    return Write(None, dict(document))
 
 
 @dataclass(eq=False)
@@ -52,17 +46,13 @@ class _Request:
     once: bool = False
     result: Future[dict[str, Any]] = field(default_factory=Future)
 
-    def is_waiting(self) -> bool:
-        return not self.result.done() and self.deadline > time.monotonic()
-
 
 class GroupCommit:
     """Writes to and reads from one collection. `prepare` runs before the first bulk, on the batching thread."""
 
     def __init__(self, collection: Any, prepare: Callable[[], object]) -> None:
         self._collection, self._prepare, self._prepared = collection, prepare, False
-        self._waiting: deque[_Request] = deque()
-        self._changed = threading.Condition()
+        self._waiting: SimpleQueue[_Request] = SimpleQueue()
         self.away = False  # true from the first bulk without an answer to the next one with
         self._trying = False
         self._ping_lock, self._pinged_at, self._answers = threading.Lock(), -1.0, False
@@ -117,15 +107,13 @@ class GroupCommit:
             return self._answers
 
     def _enqueue(self, request: _Request) -> _Request:
-        with self._changed:
-            if self.away and self._trying:  # one at a time finds out whether it is back; the others need not wait
-                raise StoreUnavailable("the store is away")
-            if len(self._waiting) >= LARGEST_QUEUE:
-                raise StoreBusy(f"{LARGEST_QUEUE} are waiting for the store")
-            if not self._thread.is_alive():
-                raise StoreUnavailable("the batching thread is dead")
-            self._waiting.append(request)
-            self._changed.notify()
+        if self.away and self._trying:  # one at a time finds out whether it is back; the others need not wait
+            raise StoreUnavailable("the store is away")
+        if self._waiting.qsize() >= LARGEST_QUEUE:
+            raise StoreBusy(f"{LARGEST_QUEUE} are waiting for the store")
+        if not self._thread.is_alive():
+            raise StoreUnavailable("the batching thread is dead")
+        self._waiting.put(request)
         return request
 
     # --- the batching thread
@@ -133,24 +121,24 @@ class GroupCommit:
     def _run(self) -> None:
         try:
             while True:
-                self._flush(self._gather())
+                batch = self._gather()
+                self._trying = True
+                self._flush(batch)
                 self._trying = False
         except BaseException:
             log.exception("the batching thread died; everything that needs the store answers 503 until a restart")
             raise
 
     def _gather(self) -> list[_Request]:
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting)
-            batch: list[_Request] = []
-            self._trying, size = True, 0
-            while self._waiting and (not batch or size + len(self._waiting[0].writes) <= LARGEST_BATCH):
-                batch.append(self._waiting.popleft())
-                size += max(1, len(batch[-1].writes))
-            return batch
+        batch: list[_Request] = []
+        size = 0
+        while not batch or (size < LARGEST_BATCH and not self._waiting.empty()):
+            batch.append(self._waiting.get())
+            size += max(1, len(batch[-1].writes))
+        return batch
 
     def _flush(self, batch: list[_Request]) -> None:
-        while batch := [request for request in batch if request.is_waiting()]:  # who gave up is not written for
+        while batch := [r for r in batch if not r.result.done() and r.deadline > time.monotonic()]:  # who still waits
             try:
                 return self._try(batch)
             except OUTCOME_UNKNOWN as error:
@@ -179,9 +167,8 @@ class GroupCommit:
 
     def _read(self, ids: set[str]) -> dict[str, dict[str, Any]]:
         try:
-            return (
-                {found["_id"]: found for found in self._collection.find({"_id": {"$in": sorted(ids)}})} if ids else {}
-            )
+            found = self._collection.find({"_id": {"$in": sorted(ids)}}) if ids else []
+            return {document["_id"]: document for document in found}
         except errors.PyMongoError as error:  # whatever it says, it says nothing about the writes, which may be there
             raise errors.ConnectionFailure(f"reading back: {error!r:.300}") from error
 
@@ -198,8 +185,7 @@ class GroupCommit:
 def bulk_write(collection: Any, writes: list[Write]) -> dict[int, Exception]:
     """Run every write in one unordered bulk; gives the error of each that was refused, by position."""
     if type(collection).__module__.startswith("mongomock"):  # it has no usable bulk_write: the same, one by one
-        with _mongomock_lock:
-            return {n: error for n, write in enumerate(writes) if (error := _write_one(collection, write))}
+        return {n: error for n, write in enumerate(writes) if (error := _write_one(collection, write))}
     operations = [UpdateOne(w.filter, w.change, w.upsert) if w.filter else InsertOne(w.change) for w in writes]
     try:
         if operations:
@@ -223,6 +209,4 @@ def _write_one(collection: Any, write: Write) -> Exception | None:
 
 
 def _refusal(code: int, message: str) -> Exception:
-    return (
-        DocumentExists(message) if code == 11000 else RuntimeError(f"the store refused a write: {code} {message[:300]}")
-    )
+    return DocumentExists(message) if code == 11000 else RuntimeError(f"the store refused it: {code} {message[:300]}")

@@ -9,7 +9,6 @@ for lists. `do` does not say whether a filter matched: the caller reads that in 
 unknown is sent again, unless it is asked for `once`.
 """
 
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,7 +19,7 @@ from core.order import state_machine
 from core.order.events import Event
 from core.order.state_machine import TRANSITIONS, Change, Move, OrderDocument, Step
 from core.store.connection import DocumentExists
-from core.store.group_commit import GroupCommit, Write, insert
+from core.store.group_commit import GroupCommit, Write
 
 TIMELINE_KEPT = 100
 EPOCH = datetime(1970, 1, 1)
@@ -51,10 +50,8 @@ class Orders:
 
     # --- what the API asks
 
-    def create(
-        self, order: dict[str, Any], event: Event, key: str | None, fingerprint: str
-    ) -> tuple[OrderDocument, bool]:
-        """Store an order and the event it announces; gives (document, whether it is an earlier order with this key).
+    def create(self, order: dict[str, Any], event: Event, key: str | None, fingerprint: str) -> OrderDocument:
+        """Store an order and the event it announces; gives its document, or that of an earlier order with this key.
 
         Raises KeyReused. The unique index on the request key is the lock: of many equal requests one inserts.
         """
@@ -62,13 +59,13 @@ class Orders:
         document = state_machine.new_order(order, event, now())
         document |= {"requestKey": request_key, "fingerprint": fingerprint, "due": document["touched"] + FIRST_LOOK}
         try:
-            return self._bulk.do([insert(document)], [document["_id"]])[document["_id"]], False
+            return self._bulk.do([Write(None, document)], [document["_id"]])[document["_id"]]
         except DocumentExists:  # another request with this key was first, or this very write when it was repeated
             with self._bulk.reading() as orders:
                 first = orders.find_one({"requestKey": request_key})
         if first["fingerprint"] != fingerprint:
             raise KeyReused("this Idempotency-Key was used with another body")
-        return first, first["_id"] != document["_id"]
+        return first
 
     def get(self, order_id: str) -> OrderDocument | None:
         """One order."""
@@ -90,9 +87,7 @@ class Orders:
 
     # --- what the consumer asks
 
-    def record(
-        self, event: Event, step: str, attempt: str, answers: Sequence[Event], moves: list[Move]
-    ) -> OrderDocument:
+    def record(self, event: Event, step: str, attempt: str, answers: list[Event], moves: list[Move]) -> OrderDocument:
         """The deciding write: this attempt did the step, unless it can no longer be recorded.
 
         Gives the order as it is afterwards; `outcome_of` tells from it whether this attempt was the one.

@@ -33,9 +33,8 @@ class Stock:
     def page(self, after: str | None, limit: int) -> list[dict[str, Any]]:
         """At most `limit` entries by SKU, beginning behind `after`."""
         with self._bulk.reading() as stock:
-            return [
-                _view(document) for document in stock.find({"_id": {"$gt": after or ""}}).sort("_id", 1).limit(limit)
-            ]
+            found = stock.find({"_id": {"$gt": after or ""}}).sort("_id", 1).limit(limit)
+            return [_view(document) for document in found]
 
     def put(self, sku: str, available: int) -> dict[str, Any]:
         """From now on `available` units are free to sell; what orders hold is not touched."""
@@ -61,14 +60,14 @@ class Stock:
         All lines or none is what `StockMoves.take` makes of it: it rolls the move back where one line is short.
         why: `unknown_sku`, `out_of_stock`, or `in_doubt` where pending moves of others may bring units back.
         """
-        writes = [_take(sku, units, move, order_id) for sku, units in lines.items()]
+        writes = [_begin(sku, move, order_id, units) for sku, units in lines.items()]
         documents = self._bulk.do(writes, list(lines), seconds=10, once=True)
         reasons = {sku: _shortage(documents.get(sku), move, units) for sku, units in lines.items()}
         return {sku: reason for sku, reason in reasons.items() if reason}
 
     def give_back(self, move: str, order_id: str, lines: dict[str, int]) -> None:
-        """Enter units that come back when the move is committed."""
-        self._bulk.do([_give_back(sku, units, move, order_id) for sku, units in lines.items()], seconds=10, once=True)
+        """Enter {sku: units}, negative, that come back when the move is committed."""
+        self._bulk.do([_begin(sku, move, order_id, units) for sku, units in lines.items()], seconds=10, once=True)
 
     def commit(self, move: str, lines: dict[str, int]) -> None:
         """Make {sku: units} (negative: given back) final, soon; the sweep repairs what a crash leaves."""
@@ -89,17 +88,11 @@ def _view(document: dict[str, Any]) -> dict[str, Any]:
     return {"sku": document["_id"], "available": document["available"]}
 
 
-def _take(sku: str, units: int, move: str, order_id: str) -> Write:
-    enough = {"_id": sku, "available": {"$gte": units}, "moves.id": {"$ne": move}}
-    return Write(enough, {"$inc": {"available": -units}, "$push": {"moves": _pending(move, order_id, units)}})
-
-
-def _give_back(sku: str, units: int, move: str, order_id: str) -> Write:
-    return Write({"_id": sku, "moves.id": {"$ne": move}}, {"$push": {"moves": _pending(move, order_id, -units)}})
-
-
-def _pending(move: str, order_id: str, units: int) -> dict[str, Any]:
-    return {"id": move, "order": order_id, "units": units, "at": now()}
+def _begin(sku: str, move: str, order_id: str, units: int) -> Write:
+    pending = {"id": move, "order": order_id, "units": units, "at": now()}
+    taken = max(0, units)
+    enough = {"_id": sku, "available": {"$gte": taken}, "moves.id": {"$ne": move}}
+    return Write(enough, {"$inc": {"available": -taken}, "$push": {"moves": pending}})
 
 
 def _end(sku: str, move: str, units: int) -> Write:

@@ -92,4 +92,4 @@ def test_the_ports_of_the_commands_are_those_that_are_checked():
     for name, port in ports.items():
         assert OURS[name]["environment"].get("HEALTH_URL", default) == f"http://127.0.0.1:{port}/healthz"
         assert str(port) in re.search(r"EXPOSE (.*)", text)[1].split()
-    assert (VARIABLES["PORT"].default, VARIABLES["METRICS_PORT"].default) == ("8080", "9090")
+    assert (VARIABLES["PORT"]["default"], VARIABLES["METRICS_PORT"]["default"]) == ("8080", "9090")

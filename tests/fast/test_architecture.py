@@ -38,12 +38,12 @@ ONLY = {  # who speaks to the outside through what
     "secantus": set(),
     "secantusdb": set(),
     "jsonschema": {"core/order/schemas.py"},
-    "waitress": {"core/http/serving.py", "core/running/health.py"},
+    "waitress": {"core/http/serving.py"},
     "bottle": {"core/http/", "core/running/health.py", "orderproc.py", "lambdas/local.py"},
     "boto3": {"core/flow/services.py", "lambdas/tokens.py"},
     "prometheus_client": {"core/base/metrics.py", "core/running/health.py"},
 }
-LARGEST_PROGRAM = 2740  # lines of code; a commit that raises this says why
+LARGEST_PROGRAM = 2580  # lines of code; a commit that raises this says why
 LARGEST_MUST_READ = 550
 LARGEST_FILE = 200
 LARGEST_FUNCTION = 25

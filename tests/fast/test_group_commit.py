@@ -70,7 +70,7 @@ def insert(id: str, **fields) -> Write:
 
 def wait_until_gathered(group: GroupCommit, count: int) -> None:
     """Wait until that many calls wait for the next bulk; who waits shows nowhere else."""
-    wait_for(lambda: len(group._waiting) == count, 5)
+    wait_for(lambda: group._waiting.qsize() == count, 5)
 
 
 def nothing() -> None:

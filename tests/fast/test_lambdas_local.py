@@ -15,7 +15,6 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
-from botocore.exceptions import ClientError
 
 from core.flow.services import FunctionFailed, Functions
 from core.http.serving import serve
@@ -111,39 +110,10 @@ def test_an_unknown_function_is_the_exception_boto3_knows(client):
         invoke(client, "make_coffee", {})
 
 
-def test_a_non_json_payload_raises_the_exception_boto3_knows(client):
-    with pytest.raises(client.exceptions.InvalidRequestContentException, match="Could not parse"):
-        invoke(client, "make_label", b"{")
-    with pytest.raises(ClientError):
-        invoke(client, "make_label", b"\xff")
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["make_label:$LATEST", "make_label:prod", "arn:aws:lambda:eu-west-1:123456789012:function:make_label"]
-    + ["arn:aws:lambda:eu-west-1:123456789012:function:make_label:3", "123456789012:function:make_label"],
-)
-def test_a_function_is_also_known_by_arn_and_qualifier(client, name):
-    assert "trackingNumber" in invoke(client, name, make("order-1"))["Payload"]
-
-
-def test_a_qualifier_beside_the_name_is_accepted(client):
-    assert "FunctionError" not in invoke(client, "make_label", make("order-1"), Qualifier="prod")
-
-
-def test_an_event_is_accepted_at_once_and_run_in_background(client, monkeypatch):
-    go, done = threading.Event(), threading.Event()
-    monkeypatch.setitem(local.FUNCTIONS, "make_label", lambda event, context: go.wait(10) and done.set())
-    assert invoke(client, "make_label", {}, InvocationType="Event")["StatusCode"] == 202
-    assert not done.is_set()
-    go.set()
-    assert done.wait(10)
-
-
-def test_a_dry_run_runs_nothing(client, folder):
-    assert invoke(client, "make_label", make("order-1"), InvocationType="DryRun")["StatusCode"] == 204
-    assert "FunctionError" not in invoke(client, "make_label", make("order-2"))  # the connection is still in step
-    assert [file.name for file in (folder / "labels").iterdir()] == ["order-2.svg"]
+@pytest.mark.parametrize("payload", [b"{", b"\xff"])
+def test_a_payload_that_is_no_json_is_a_function_error(client, payload):
+    for answer in (invoke(each, "make_label", payload) for each in (client, local.Client())):
+        assert answer["FunctionError"] == "Unhandled" and answer["Payload"]["errorType"].endswith("DecodeError")
 
 
 def test_twenty_invocations_at_once_are_answered_each_with_its_own(client):
@@ -160,15 +130,6 @@ def test_twenty_slow_functions_run_side_by_side(client, monkeypatch):
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda _: invoke(client, "make_label", {}), range(20)))
     assert not any("FunctionError" in answer for answer in answers)
-
-
-def test_a_function_gets_a_context_like_that_of_lambda(client, monkeypatch):
-    def show(event, context):
-        return [context.function_name, context.aws_request_id, context.get_remaining_time_in_millis()]
-
-    monkeypatch.setitem(local.FUNCTIONS, "make_label", show)
-    first, second = (invoke(client, "make_label", {})["Payload"] for _ in range(2))
-    assert first[0] == "make_label" and first[1] != second[1] and first[2] > 0
 
 
 def test_one_connection_serves_many_requests_without_waiting(talk):

@@ -107,12 +107,15 @@ def test_a_released_message_is_not_acked_and_queues_are_redeclared():
 
 
 class Channel:
-    """As of pika: remembers the acks."""
+    """As of pika: remembers the acks, and takes whatever else it is asked for."""
 
     is_open = True
 
     def __init__(self) -> None:
         self.acks: list[tuple[int, bool]] = []
+
+    def __getattr__(self, name: str):
+        return lambda *args, **more: None
 
     def basic_ack(self, tag: int, multiple: bool) -> None:
         self.acks.append((tag, multiple))
@@ -124,6 +127,7 @@ class Session:
     def __init__(self, monkeypatch) -> None:
         self.rabbit, self.calls, self.arrived = Rabbit("amqp://unused", [1.0]), [], []
         self.rabbit._stop = SimpleNamespace(is_set=lambda: False)
+        self.rabbit._prefetch, self.rabbit._subscriptions = 16, {}
         self.rabbit._deliver = self.arrived.append
         self.connected = False
         monkeypatch.setattr(self.rabbit, "call", self.call)
@@ -137,11 +141,12 @@ class Session:
     def connect(self) -> None:
         self.channel, self.connected = Channel(), True
         self.rabbit.channel = self.channel
+        self.rabbit.on_channel()
 
     def lose(self) -> None:
         """The connection is gone, and all it had to do."""
         self.connected, self.calls = False, []
-        self.rabbit.on_lost()
+        self.rabbit.channel = None
 
     def deliver(self, *tags: int) -> list[RabbitDelivery]:
         for tag in tags:

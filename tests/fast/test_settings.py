@@ -34,10 +34,10 @@ def test_settings_cannot_be_changed():
         load({}).port = 1
 
 
+@pytest.mark.parametrize("value", ["", " "])
 @pytest.mark.parametrize("variable", REQUIRED)
-def test_a_missing_variable_is_named_with_what_it_must_be(variable):
-    text = complaint(**{variable: ""})
-    assert text.startswith(f"{variable}: ") and "it must be" in text
+def test_a_missing_variable_is_named_with_what_it_must_be(variable, value):
+    assert complaint(**{variable: value}).startswith(f"{variable}: is not set; it must be ")
 
 
 @pytest.mark.parametrize(
@@ -131,6 +131,7 @@ def test_a_name_may_have_several_secrets_with_one_role():
         ("shop:sec ret", "entry 1"),
         ("shop:s3cret,shop:other:admin", "second role"),
         ("a:s3cret,b:s3cret", "repeats a secret"),
+        (" , ", "there is no entry"),
     ],
 )
 def test_a_bad_key_is_named_by_place_and_never_shown(keys, why):

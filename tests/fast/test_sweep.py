@@ -234,7 +234,7 @@ def test_the_old_pending_move_of_a_recorded_attempt_is_committed(shop):
 
 def test_an_old_pending_give_back_that_was_recorded_is_committed(shop):
     document = place(shop.orders)
-    shop.stock.give_back("a1.0", document["_id"], {"A1": 4})
+    shop.stock.give_back("a1.0", document["_id"], {"A1": -4})
     moves = [{"move": "a1.0", "sku": "A1", "quantity": -4}]
     record(shop, event_of(document), "inventory", moves=moves, attempt="a1")
     after(shop, 61)

@@ -100,7 +100,7 @@ def test_the_settings_page_has_every_variable_with_its_default():
     table = (ROOT / "docs/settings.md").read_text()
     assert set(VARIABLES) <= set(re.findall(r"`([A-Z_]+)`", table))
     for variable in ("DATA_DIR", "WEB_THREADS", "CONCURRENCY", "RETRY_DELAYS", "METRICS_PORT"):
-        assert f"| `{variable}` | `{VARIABLES[variable].default}` |" in table
+        assert f"| `{variable}` | `{VARIABLES[variable]['default']}` |" in table
 
 
 def test_every_test_and_place_in_the_failure_table_exists():

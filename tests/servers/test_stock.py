@@ -106,7 +106,7 @@ def test_units_in_a_pending_take_make_a_shortage_doubtful(stock):
 
 
 def test_units_in_a_pending_give_back_make_a_shortage_doubtful(stock):
-    stock.give_back("other", "o1", {"C3": 5})
+    stock.give_back("other", "o1", {"C3": -5})
     assert stock.take("n", "o2", {"C3": 4}) == {"C3": "in_doubt"}
 
 
@@ -139,21 +139,21 @@ def test_committed_takes_last_and_rolled_back_takes_are_undone(stock, available,
 
 
 def test_a_give_back_adds_nothing_until_it_is_committed(stock, available, pending):
-    stock.give_back("back", "o", {"A1": 4})
+    stock.give_back("back", "o", {"A1": -4})
     assert available() == 10 and pending() == {"back"}
     commit(stock, pending, "back", {"A1": -4})
     assert available() == 14
 
 
 def test_rolling_back_a_give_back_adds_nothing(stock, available, pending):
-    stock.give_back("back", "o", {"A1": 4})
+    stock.give_back("back", "o", {"A1": -4})
     stock.roll_back("back", {"A1": -4})
     assert available() == 10 and pending() == set()
 
 
 def test_a_give_back_repeated_gives_once(stock, available, pending, database):
     for _ in range(2):
-        stock.give_back("back", "o", {"A1": 4})
+        stock.give_back("back", "o", {"A1": -4})
     assert len(database["stock"].find_one({"_id": "A1"})["moves"]) == 1
     commit(stock, pending, "back", {"A1": -4})
     assert available() == 14
@@ -163,7 +163,7 @@ def test_ending_a_pending_move_again_changes_nothing(stock, available, pending):
     stock.take("kept", "o", {"A1": 4})
     commit(stock, pending, "kept", {"A1": 4})
     stock.take("undone", "o", {"A1": 2})
-    stock.give_back("back", "o", {"B2": 5})
+    stock.give_back("back", "o", {"B2": -5})
     commit(stock, pending, "back", {"B2": -5})
     for _ in range(2):
         stock.roll_back("undone", {"A1": 2})
@@ -209,7 +209,7 @@ def test_a_pending_take_commits_or_rolls_back_only_once(stock, available, databa
 
 @pytest.mark.parametrize(("as_committed", "units"), [(True, 14), (False, 10)])
 def test_a_pending_give_back_commits_or_rolls_back_only_once(stock, available, database, pending, as_committed, units):
-    stock.give_back("n", "o", {"A1": 4})
+    stock.give_back("n", "o", {"A1": -4})
     [move] = database["stock"].find_one({"_id": "A1"})["moves"]
     for _ in range(2):
         end(stock, "A1", move, as_committed)

@@ -43,7 +43,7 @@ def place(
 ) -> dict[str, Any]:
     """Store an order as the API does, publish its event where a bus is given, and give its document."""
     order = an_order(**fields)
-    document, _ = orders.create(order, api_event("order_created", order["_id"]), key, fingerprint)
+    document = orders.create(order, api_event("order_created", order["_id"]), key, fingerprint)
     if bus:
         Outbox(orders, bus).publish_pending(document)
     return document
