@@ -1,6 +1,6 @@
 """The environment, read once and checked, as one frozen value.
 
-`load(os.environ, need=...)` is called in `main` and nowhere else; everything below `main` is handed plain values.
+`load(os.environ, need=...)` is called in `core/running/process.py` alone; everything else is handed plain values.
 """
 
 import logging

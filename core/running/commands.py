@@ -93,8 +93,8 @@ def _ask(args: argparse.Namespace, question: str) -> None:
             sys.exit(1)
 
 
+# And the variables that each needs.
 COMMANDS: dict[str, tuple[Callable[[Settings, argparse.Namespace], None], tuple[str, ...]]] = {
     "check": (check, ()), "dead": (dead, ("AMQP_URL",)), "redrive": (redrive, ("AMQP_URL",)),
     "purge": (purge, ("AMQP_URL",)), "retire": (retire, ("AMQP_URL",)),
 }  # fmt: skip
-"""And the variables that each needs."""

@@ -19,10 +19,11 @@ def read_settings(need: tuple[str, ...]) -> Settings:
     return settings
 
 
-def exit_code(run: Callable[[], int | None]) -> int:
-    """Run it; 2 and one line on stderr where it is refused."""
+def exit_code(run: Callable[[], None]) -> int:
+    """Run it, and give 0; 2 and one line on stderr where it is refused."""
     try:
-        return run() or 0
+        run()
+        return 0
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
         return 2
