@@ -47,6 +47,9 @@ logs: .env  ## follow what the containers say
 stack-test:  ## start containers of its own, break them under load and see that every order ends
 	@$(PYTHON) -m tools.chaos.stack
 
+chaos-store: .venv/dev  ## a store that is overrun, refuses writes or lags, and what becomes of the orders (12 minutes)
+	@$(if $(filter embedded,$(AMQP_URL)),unset AMQP_URL;) for each in overload refusing stale; do $(BIN)/python -m tools.chaos.store $$each || exit 1; done
+
 check-deploy: .venv-deploy/ready  ## run every validator of the image, Compose, Kubernetes, Lambda, workflow and alert files
 	@PATH=.venv-deploy/bin:$$PATH tools/check-deploy.sh
 
@@ -78,4 +81,4 @@ clean:  ## remove the virtual environment and caches; data stays
 reset:  ## remove all data of `make run`, after asking
 	@printf 'Remove %s with all orders, mails and labels in it? [y/N] ' '$(DATA_DIR)'; read answer; test "$$answer" = y && rm -rf '$(DATA_DIR)'
 
-.PHONY: help run start up down logs stack-test test planted-bugs lint check check-deploy .venv clean reset
+.PHONY: help run start up down logs stack-test chaos-store test planted-bugs lint check check-deploy .venv clean reset

@@ -16,6 +16,7 @@ import uuid
 from argparse import Namespace
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from core.base import logs, metrics
@@ -26,16 +27,17 @@ from core.flow.services import Functions, Services, StockMoves, lambda_client
 from core.flow.sweep import Sweep
 from core.order.answers import check_answers
 from core.order.events import Event, EventInvalid, parse
-from core.order.state_machine import TRANSITIONS, OrderDocument, Outcome, outcome_of, step_name
+from core.order.state_machine import MOST_EVENTS, TRANSITIONS, OrderDocument, Outcome, outcome_of, step_name
 from core.running import commands, discovery, wiring
 from core.running.health import serve_health
 from core.running.process import exit_code, leave, read_settings, stop_on_signal
-from core.store.connection import StoreUnavailable
-from core.store.orders import Orders
-from core.store.stock import Stock
+from core.store.connection import DocumentRefused, StoreUnavailable
+from core.store.orders import OrderMissing
+from core.store.store import Store
 
 log = logging.getLogger("consumer")
 GRACE = 9.0  # seconds from SIGTERM to the end, whatever hangs. What is cut off comes again, as after a kill -9.
+SWEEP_ENDS_WITHIN = 1.0  # of these
 
 
 class AttemptRefused(Exception):
@@ -58,11 +60,11 @@ class Worker:
     """Runs handlers on a pool of threads, and sees every delivery to its end."""
 
     def __init__(
-        self, handlers: discovery.Handlers, settings: Settings, orders: Orders, stock: Stock, outbox: Outbox,
-        functions: Functions, stop: threading.Event,
+        self, handlers: discovery.Handlers, settings: Settings, store: Store, outbox: Outbox, functions: Functions,
+        stop: threading.Event,
     ) -> None:  # fmt: skip
         self._handlers, self._delays, self._stop = handlers, settings.retry_delays, stop
-        self._orders, self._stock, self._outbox, self._functions = orders, stock, outbox, functions
+        self._store, self._orders, self._outbox, self._functions = store, store.orders, outbox, functions
         self._pool = ThreadPoolExecutor(settings.concurrency * len(handlers), thread_name_prefix="handler")
 
     def deliver(self, delivery: Delivery) -> None:
@@ -94,24 +96,31 @@ class Worker:
                         log.info(f"{event.type} {outcome}")
                     return outcome
                 except StoreUnavailable:  # no outcome: keep the message, spend no try, and wait with all the others
-                    if self._stop.wait(1):
-                        raise
+                    self._wait_for_the_store()
+
+    def _wait_for_the_store(self) -> None:
+        """Until it reads and writes, as the handler is run again then. Raises StoreUnavailable on a stop."""
+        while True:
+            if self._stop.wait(1):
+                raise StoreUnavailable("stopped while waiting for the store")
+            if self._store.ping():
+                return
 
     def run_step(self, attempt: Attempt) -> Outcome:
         """Run the step once: read the order, run the handler, record what it did, and only then ack."""
         delivery, event, step = attempt.delivery, attempt.event, attempt.step
         order = self._orders.get(event.subject)
-        if order is None:
-            return self._park(delivery, f"there is no order {event.subject}")
+        if order is None:  # a store that has just failed over may not know it yet
+            return self._try_later(attempt, OrderMissing(f"there is no order {event.subject}"))
         outcome = outcome_of(order, event, step, attempt.id)
         # This attempt's id is new, so the order can only say `already`, or that its status moved on: then, skipped.
         # So is a type that only another release of this handler takes: not recorded, it stays unfinished for that one.
         if outcome or event.type not in self._handlers[delivery.handler]:
             delivery.ack()
             return "already" if outcome == "already" else "skipped"
-        moves = StockMoves(self._stock, order, attempt.id, last_try=delivery.tries >= len(self._delays))
+        moves = StockMoves(self._store.moves, order, attempt.id, last_try=delivery.tries >= len(self._delays))
         try:
-            answers = self._run_handler(delivery.handler, event, moves)
+            answers = self._run_handler(attempt, moves, MOST_EVENTS - len(order["events"]))
             order = self._orders.record(event, step, attempt.id, answers, moves.made())
         except StoreUnavailable:  # the store did not reply, so the step may be recorded: the moves stay pending
             raise
@@ -120,10 +129,11 @@ class Worker:
             return self._try_later(attempt, error)
         return self._conclude(attempt, order, answers, moves)
 
-    def _run_handler(self, handler: str, event: Event, moves: StockMoves) -> list[Event]:
+    def _run_handler(self, attempt: Attempt, moves: StockMoves, room: int) -> list[Event]:
+        handler, event = attempt.delivery.handler, attempt.event
         services = Services(moves, self._functions, event.traceparent, logging.getLogger(f"handlers.{handler}"))
         with metrics.HANDLER_SECONDS.labels(handler).time():
-            return check_answers(event, handler, self._handlers[handler][event.type](event, services))
+            return check_answers(event, handler, self._handlers[handler][event.type](event, services), room)
 
     def _conclude(self, attempt: Attempt, order: OrderDocument, answers: list[Event], moves: StockMoves) -> Outcome:
         """What the order says counts: the recorded attempt is committed, any other rolled back.
@@ -152,7 +162,8 @@ class Worker:
         wait = self._delays[tries - 1] if tries <= len(self._delays) else None
         fields = {"try": tries, "error": name, "where": logs.raised_at(error)}  # not its text: it may name people
         log.warning("a try failed", exc_info=log.isEnabledFor(logging.DEBUG), extra=fields)
-        self._orders.record_failure(attempt.event, attempt.step, attempt.id, tries, name, wait)
+        with suppress(OrderMissing, DocumentRefused):  # then the message alone tells of it
+            self._orders.record_failure(attempt.event, attempt.step, attempt.id, tries, name, wait)
         if wait is None:
             return self._park(delivery, repr(error)[:200])
         delivery.retry(wait, tries)
@@ -167,19 +178,20 @@ class Worker:
 
 
 def consume(
-    settings: Settings, handlers: discovery.Handlers, orders: Orders, stock: Stock, bus: Bus, client: Any,
-    stop: threading.Event,
-) -> None:  # fmt: skip
+    settings: Settings, handlers: discovery.Handlers, store: Store, bus: Bus, client: Any, stop: threading.Event
+) -> None:
     """Run the handlers that HANDLERS names, of all in `handlers`, until `stop`. `client` is a Lambda client."""
     for line in discovery.describe(handlers):
         log.info(line)
     subscribers = discovery.subscribers_of(handlers)
-    outbox = Outbox(orders, bus, {type for type in subscribers if subscribers[type]})
+    outbox = Outbox(store, bus, {type for type in subscribers if subscribers[type]})
     functions = Functions(client, send_email=settings.email_function, make_label=settings.label_function)
-    worker = Worker(handlers, settings, orders, stock, outbox, functions, stop)
-    Sweep(orders, stock, bus, outbox, subscribers, stop, forgetful=settings.amqp_url == "embedded").start()
+    worker = Worker(handlers, settings, store, outbox, functions, stop)
+    sweep = Sweep(store, bus, outbox, subscribers, stop, forgetful=settings.amqp_url == "embedded")
+    sweep.start()
     names = settings.handlers or tuple(handlers)
     bus.consume({name: list(handlers[name]) for name in handlers}, names, settings.concurrency, worker.deliver, stop)
+    sweep.join(SWEEP_ENDS_WITHIN)  # it frees the lease
     bus.close()
 
 
@@ -189,10 +201,10 @@ def run(settings: Settings, _: Namespace) -> None:
         where = "inside orderproc.py, which consumes as well, so run that instead"
         raise SettingInvalid(f"MONGODB_URL, AMQP_URL: embedded and memory live {where}")
     stop = stop_on_signal(within=GRACE)
-    orders, stock, bus = wiring.connect_all(settings, settings.mongodb_url)
+    store, bus = wiring.connect_all(settings, settings.mongodb_url)
     handlers = discovery.discover(settings.handlers_dir, settings.handlers)
-    serve_health(settings.host, settings.metrics_port, orders.ping, lambda: bus.consuming and bus.up)
-    consume(settings, handlers, orders, stock, bus, lambda_client(settings.concurrency * len(handlers)), stop)
+    serve_health(settings, "METRICS_PORT", store, lambda: bus.consuming and bus.up, needs_broker=True)
+    consume(settings, handlers, store, bus, lambda_client(settings.concurrency * len(handlers)), stop)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

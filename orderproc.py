@@ -30,9 +30,8 @@ from core.order.events import Event, make_event
 from core.order.state_machine import TRANSITIONS, OrderDocument
 from core.order.view import view
 from core.running import discovery, process, wiring
-from core.running.health import add_health
-from core.store.orders import Orders
-from core.store.stock import Stock
+from core.running.health import add_health, serve_health
+from core.store.store import Store
 
 log = logging.getLogger("orderproc")
 HTML = "text/html; charset=utf-8"
@@ -45,9 +44,9 @@ FILES = (
 )
 
 
-def make_app(settings: Settings, orders: Orders, stock: Stock, outbox: Outbox, bus: Bus) -> App:
+def make_app(settings: Settings, store: Store, outbox: Outbox, bus: Bus) -> App:
     """The API as a WSGI app. Of the bus it only asks whether it is `up`."""
-    api, app = Api(orders, stock, outbox), App()
+    api, app = Api(store, outbox), App()
 
     def route(method: str, rule: str, call: Call, roles: Iterable[str] = ROLES, **takes: Any) -> None:
         app.route(rule, method, checked(call, settings.api_keys, roles, **takes))
@@ -62,15 +61,15 @@ def make_app(settings: Settings, orders: Orders, stock: Stock, outbox: Outbox, b
     for path, file, kind in FILES:
         app.serve_file(path, file, kind)
     # Ready without the broker: orders are accepted, and their events wait.
-    add_health(app, orders.ping, lambda: bus.up, needs_broker=False)
+    add_health(app, store, lambda: bus.up, needs_broker=False)
     return app
 
 
 class Api:
     """What each route does with a request that passed the checks."""
 
-    def __init__(self, orders: Orders, stock: Stock, outbox: Outbox) -> None:
-        self.orders, self.stock, self.outbox = orders, stock, outbox
+    def __init__(self, store: Store, outbox: Outbox) -> None:
+        self.orders, self.stock, self.outbox = store.orders, store.stock, outbox
 
     def create_order(self, request: Request) -> HTTPResponse:
         key = reading.idempotency_key(header("IDEMPOTENCY_KEY"))
@@ -90,12 +89,7 @@ class Api:
         return list_page("orders", "id", request.query, lambda *page: map(view, self.orders.page(where, *page)))
 
     def show_order(self, request: Request, order_id: str) -> HTTPResponse:
-        response = show(self._find(request, order_id))
-        etag, known = f'"{ids.digest(response.body)[:32]}"', header("IF_NONE_MATCH", "")
-        response.set_header("ETag", etag)
-        if known.strip() == "*" or etag in re.findall('"[^"]*"', known):
-            response.status, response.body = 304, ""  # Bottle leaves out the headers that go with a body
-        return response
+        return tagged(show(self._find(request, order_id)))
 
     def cancel_order(self, request: Request, order_id: str) -> HTTPResponse:
         self._find(request, order_id)
@@ -111,10 +105,14 @@ class Api:
 
     def show_stock(self, request: Request, sku: str) -> HTTPResponse:
         entry = self.stock.get(sku) if re.fullmatch(reading.SKU, sku) else None
-        return reply(entry) if entry else problem("not-found", "there is no such SKU")
+        return tagged(reply(entry)) if entry else problem("not-found", "there is no such SKU")
 
     def set_stock(self, request: Request, sku: str) -> HTTPResponse:
-        return reply(self.stock.put(sku, reading.read_available(sku, request.body)))
+        key = reading.idempotency_key(header("IDEMPOTENCY_KEY"))
+        name = f"{request.key.name}:{key}" if key else str(uuid.uuid4())
+        needs = as_the_client_knows_it if header("IF_MATCH") or header("IF_NONE_MATCH") else None
+        entry, new = self.stock.put(sku, reading.read_available(sku, request.body), name, needs)
+        return reply(entry, 201 if new else 200, etag=etag(reply(entry)))
 
     def _find(self, request: Request, order_id: str) -> OrderDocument:
         document = self.orders.get(order_id) if re.fullmatch(reading.ORDER_ID, order_id) else None
@@ -137,6 +135,34 @@ def show(document: OrderDocument, status: int = 200, **headers: str) -> HTTPResp
     return reply(view(document), status, **headers)
 
 
+def etag(response: HTTPResponse) -> str:
+    """The entity tag of what an answer shows (RFC 9110, 8.8.3)."""
+    return f'"{ids.digest(response.body)[:32]}"'
+
+
+def matches(tags: str, tag: str, weak: str = "(?:W/)?") -> bool:
+    """Whether a tag is among those of If-Match or If-None-Match; `*` means any."""
+    return tags.strip() == "*" or tag in re.findall(f'(?:^|[, ]){weak}("[^"]*")', tags)
+
+
+def tagged(response: HTTPResponse) -> HTTPResponse:
+    """An answer with its ETag; 304 where the client has it already."""
+    tag = etag(response)
+    response.set_header("ETag", tag)
+    if matches(header("IF_NONE_MATCH", ""), tag):
+        response.status, response.body = 304, ""  # Bottle leaves out the headers that go with a body
+    return response
+
+
+def as_the_client_knows_it(entry: dict[str, Any] | None) -> bool:
+    """Whether an entry of the stock, or None, is what If-Match and If-None-Match ask for."""
+    if entry is None:
+        return header("IF_MATCH") is None
+    tag = etag(reply(entry))
+    # If-Match asks for the very same (RFC 9110, 13.1.1), so a weak tag is none.
+    return matches(header("IF_MATCH", "*"), tag, weak="") and not matches(header("IF_NONE_MATCH", ""), tag)
+
+
 def list_page(name: str, id: str, query: dict[str, str], fetch: Callable[..., Iterable[Any]]) -> HTTPResponse:
     """One page of a list: keyset, so a page costs the same wherever it is and nothing comes twice.
 
@@ -145,10 +171,10 @@ def list_page(name: str, id: str, query: dict[str, str], fetch: Callable[..., It
     limit = int(query.get("limit", "20"))
     entries = list(fetch(query.get("cursor"), limit + 1))
     if len(entries) <= limit:
-        return reply({name: entries, "next": None})
+        return tagged(reply({name: entries, "next": None}))
     cursor = entries[limit - 1][id]  # there was one more than is shown
     link = f'</{name}?{urlencode(query | {"cursor": cursor})}>; rel="next"'
-    return reply({name: entries[:limit], "next": cursor}, link=link)
+    return tagged(reply({name: entries[:limit], "next": cursor}, link=link))
 
 
 # --- the process -----------------------------------------------------------------------------------------------------
@@ -158,19 +184,18 @@ def run(stop: threading.Event) -> None:
     """Serve until `stop`, for `make run` with the consumer beside. Raises a Refusal."""
     settings = process.read_settings(need=("MONGODB_URL", "AMQP_URL", "API_KEYS"))
     with ExitStack() as at_end:
-        orders, stock, bus = wiring.connect_all(settings, wiring.start_bundled(settings, at_end))
+        store, bus = wiring.connect_all(settings, wiring.start_bundled(settings, at_end))
         if settings.single_process:
-            start_consumer(settings, orders, stock, bus, stop, at_end)
+            start_consumer(settings, store, bus, stop, at_end)
         else:
             bus.start_publishing()
             at_end.callback(bus.close)
-        app = make_app(settings, orders, stock, Outbox(orders, bus), bus)
+        app = make_app(settings, store, Outbox(store, bus), bus)
+        serve_health(settings, "API_METRICS_PORT", store, lambda: bus.up, needs_broker=False)
         serve(app, settings.host, settings.port, settings.web_threads, stop, lambda where: greet(settings, where))
 
 
-def start_consumer(
-    settings: Settings, orders: Orders, stock: Stock, bus: Bus, stop: threading.Event, at_end: ExitStack
-) -> None:
+def start_consumer(settings: Settings, store: Store, bus: Bus, stop: threading.Event, at_end: ExitStack) -> None:
     """The consumer beside the API, where one of the two servers is built in. Neither half goes on alone.
 
     Returns when the bus in memory knows every queue, as what is published before would come back.
@@ -179,13 +204,13 @@ def start_consumer(
     from lambdas import local
 
     if settings.bundled_store:
-        stock.fill(wiring.CATALOGUE)
+        store.stock.fill(wiring.CATALOGUE)
     handlers = discovery.discover(settings.handlers_dir, settings.handlers)
     client = local.Client()  # nothing here may ever reach a cloud, unless it is asked to
     if settings.aws_endpoint_url_lambda:
         client = consumer.lambda_client(settings.concurrency * len(handlers))
     pool = at_end.enter_context(ThreadPoolExecutor(1, "consumer"))
-    running = pool.submit(consumer.consume, settings, handlers, orders, stock, bus, client, stop)
+    running = pool.submit(consumer.consume, settings, handlers, store, bus, client, stop)
     at_end.callback(running.result)  # raises what ended it
     at_end.callback(stop.set)
     running.add_done_callback(lambda _: stop.set())

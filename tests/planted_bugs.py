@@ -53,16 +53,17 @@ BUGS = [
     ),
     Bug(
         "take without its condition",
-        "core/store/stock.py",
+        "core/store/moves.py",
         [('"available": {"$gte": taken}, ', "")],
         "servers/test_stock.py",
     ),
     Bug(
         "give-back visible before it is committed",
-        "core/store/stock.py",
+        "core/store/moves.py",
         [
             ("taken = max(0, units)", "taken = units"),
             ("_end(sku, move, max(0, -units))", "_end(sku, move, 0)"),
+            ('max(0, -move["units"] if commit else move["units"])', '0 if commit else max(0, move["units"])'),
         ],
         "servers/test_stock.py",
     ),
@@ -99,10 +100,10 @@ BUGS = [
     Bug(
         "sweep without fencing",
         "core/flow/sweep.py",
-        [('self._orders.fence(move["order"], attempt=move["id"].split(".")[0])', 'self._orders.get(move["order"])')],
+        [('self._open_orders.fence([(move["order"], move["id"].split(".")[0]) for _, move in old])', "[{} for _ in old]")],
         "fast/test_sweep.py fast/test_interleavings.py",
     ),
-    Bug("sweep without age", "core/flow/sweep.py", [("self._end_moves(now() - OLD_MOVE)", "self._end_moves(now())")], "fast/test_sweep.py"),
+    Bug("sweep without age", "core/flow/sweep.py", [('if move["mark"] != UNMARKED]', "if True]")], "fast/test_sweep.py"),
     Bug(
         "sweep without resending",
         "core/flow/sweep.py",
@@ -112,7 +113,7 @@ BUGS = [
     Bug(
         "sweep without the lease",
         "core/flow/sweep.py",
-        [('if not self._orders.take_lease("sweep", self._me, LEASE):', "if not LEASE:")],
+        [("        if not beat:\n", "        if beat < 0:\n")],
         "fast/test_sweep.py",
     ),
     Bug(
@@ -156,7 +157,7 @@ BUGS = [
     Bug(
         "a repeat of what must be sent once",
         "core/store/group_commit.py",
-        [("            if request.once:\n", "            if not request:\n")],
+        [("        elif self.once or isinstance(error, DocumentRefused):", "        elif isinstance(error, DocumentRefused):")],
         "fast/test_group_commit.py",
     ),
     Bug(
@@ -213,6 +214,49 @@ BUGS = [
         "core/flow/services.py",
         [('if "in_doubt" in short.values() and not self._last_try:', "if False:")],
         "servers/test_stock.py fast/test_consumer.py fast/test_interleavings.py",
+    ),
+    Bug(
+        "a refusal after an unknown outcome believed",
+        "core/store/group_commit.py",
+        [("(isinstance(error, DocumentRefused) and not self.unknown)", "isinstance(error, DocumentRefused)")],
+        "fast/test_group_commit.py fast/test_store_answers.py",
+    ),
+    Bug(
+        "any error of a write taken for certain",
+        "core/store/connection.py",
+        [("if code in NEVER else errors.OperationFailure(message[:300], code)", "")],
+        "fast/test_group_commit.py fast/test_store_answers.py",
+    ),
+    Bug(
+        "decisions read from a secondary",
+        "core/store/connection.py",
+        [("ReadPreference.PRIMARY", "ReadPreference.SECONDARY_PREFERRED")],
+        "fast/test_store_settings.py processes/test_chaos_store.py",
+    ),
+    Bug(
+        "a put that needs no revision",
+        "core/store/stock.py",
+        [('"rev": document.get("rev")} | ', "} | ")],
+        "fast/test_api.py",
+    ),
+    Bug(
+        "ready without a write",
+        "core/store/store.py",
+        [('self._orders.do([Write({"_id": "-"}, {"$set": {"rev": 0}})], ["-"])', 'self._orders.do(read=["-"])'),
+         ('self._leases.do([Write({"_id": "ping"}, {"$set": {"at": now()}}, upsert=True)])', 'self._leases.do(read=["ping"])')],
+        "fast/test_store_answers.py",
+    ),
+    Bug(
+        "the lease judged by nobody",
+        "core/store/lease.py",
+        [('or age > EXPIRES', "or age > 0")],
+        "fast/test_lease.py",
+    ),
+    Bug(
+        "a sweep that sends before it writes",
+        "core/flow/sweep.py",
+        [("        written = self._open_orders", "        self._outbox.publish_pending(orders[0]) if orders else None\n        written = self._open_orders")],
+        "fast/test_sweep.py",
     ),
 ]  # fmt: skip
 

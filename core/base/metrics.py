@@ -3,6 +3,8 @@
 from prometheus_client import Counter, Gauge, Histogram
 
 HTTP_SECONDS = Histogram("orderproc_http_request_seconds", "Time to answer a request", ["route", "method", "status"])
+REQUEST_QUEUE = Histogram("orderproc_request_queue_seconds", "Time a request waited for a thread")
+SHED = Counter("orderproc_shed_total", "Requests refused as they had waited too long for a thread")
 ORDERS = Counter("orderproc_orders_total", "Orders that reached a status", ["status"])
 EVENTS = Counter("orderproc_events_total", "Events sent to the broker", ["type", "outcome"])
 OUTBOX_EVENTS = Gauge("orderproc_outbox_events", "Events waiting in outboxes, seen by the last sweep")

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROLES = ("client", "read", "admin")
 DEMO = "change-me"  # in every secret that is published with this program
 STORE = r"(mongodb(\+srv)?://[^/?#].*|embedded|memory)?"
+SECRET = ("API_KEYS", "MONGODB_URL", "AMQP_URL")  # are never shown
 BROKER = "(amqps?://[^/?#].*|embedded)?"
 
 
@@ -44,16 +45,21 @@ def _read(default: str, must_be: str, pattern: str = "(?s:.*)", parse: Callable[
 
 
 def _number(default: str, low: int, high: int) -> Any:
-    def parse(text: str) -> int:
-        if not low <= int(text) <= high:
+    def parse(text: str) -> int | None:
+        if text and not low <= int(text) <= high:
             raise ValueError
-        return int(text)
+        return int(text) if text else None
 
-    return _read(default, f"a whole number from {low} to {high}", "[0-9]{1,9}", parse)
+    must_be = f"a whole number from {low} to {high}" + (" or empty" if not default else "")
+    return _read(default, must_be, "[0-9]{1,9}" if default else "[0-9]{0,9}", parse)
 
 
 def _url(text: str) -> str:
-    urlsplit(text)  # raises where the host is no host
+    try:
+        parts = urlsplit(text)
+        _ = parts.port if parts.scheme.startswith("amqp") else 0  # a store's URL may have several
+    except ValueError:  # a host or a port is none; its own words repeat the password
+        raise ValueError from None
     return text
 
 
@@ -102,6 +108,7 @@ class Settings:
     handlers_dir: Path = _read(str(ROOT / "handlers"), "a folder", parse=Path)
     retry_delays: tuple[float, ...] = _read("2,15,90", "seconds above 0, such as 2,15,90", parse=_delays)
     metrics_port: int = _number("9090", 0, 65535)
+    api_metrics_port: int | None = _number("", 0, 65535)
     email_function: str = _read("send_email", "a function's name")
     label_function: str = _read("make_label", "a function's name")
     aws_endpoint_url_lambda: str = _read("", "the address of a local Lambda runtime")
@@ -138,7 +145,7 @@ def _value(env: Mapping[str, str], variable: str, needed: bool) -> Any:
             raise ValueError
         return rule["parse"](text)
     except ValueError as error:
-        shown = f"not {text!r}; " if variable != "API_KEYS" else ""  # secrets stay out of logs
+        shown = f"not {text!r}; " if variable not in SECRET else ""
         why = f"; {error}" if error.args else ""
         raise SettingInvalid(f"{variable}: {shown}it must be {rule['must_be']}{why}") from None
 

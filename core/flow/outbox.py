@@ -10,18 +10,18 @@ from core.bus.bus import Bus, Message, PublishOutcome
 from core.order.events import Envelope, Event, message_body
 from core.order.state_machine import OrderDocument
 from core.order.view import view
-from core.store.orders import Orders
+from core.store.store import Store
 
 log = logging.getLogger(__name__)
-MEASURE_EVERY = 10.0  # seconds
+MEASURE_EVERY, MOST_COUNTED = 10.0, 10_000  # seconds; orders
 
 
 class Outbox:
     """Publishes the events of orders. `subscribed` are the event types with a subscriber; None: nobody here knows."""
 
-    def __init__(self, orders: Orders, bus: Bus, subscribed: Collection[str] | None = None) -> None:
-        self._orders, self._bus, self._subscribed = orders, bus, subscribed
-        self._measured = 0.0
+    def __init__(self, store: Store, bus: Bus, subscribed: Collection[str] | None = None) -> None:
+        self._orders, self._open_orders = store.orders, store.open_orders
+        self._bus, self._subscribed, self._measured = bus, subscribed, 0.0
 
     def publish_pending(self, order: OrderDocument, only: Sequence[Event] | None = None) -> None:
         """Hand the events in an order's outbox to the bus, or `only` these of them: another may be on its way from
@@ -59,10 +59,15 @@ class Outbox:
 
     def measure(self, mine: bool) -> None:
         """Show how much waits in all outboxes, every few seconds; zero where that is not `mine` to do."""
-        if mine and time.monotonic() < self._measured + MEASURE_EVERY:
-            return
-        # Where it is another's to do, a number from when it was ours would stand for ever.
-        count, oldest = self._orders.outbox_size() if mine else (0, None)
-        self._measured = time.monotonic() if mine else 0.0
+        if not mine:  # it is another's, and a number from when it was ours would stand for ever
+            self._measured = 0.0
+            self.show(0, 0)
+        elif time.monotonic() > self._measured + MEASURE_EVERY:
+            self._measured = time.monotonic()
+            count, oldest = self._open_orders.outbox_size(MOST_COUNTED)
+            self.show(count, max(0.0, (now() - oldest).total_seconds()) if oldest else 0)
+
+    def show(self, count: float, age: float) -> None:
+        """What the gauges say; not a number where nobody knows."""
         metrics.OUTBOX_EVENTS.set(count)
-        metrics.OUTBOX_OLDEST.set(max(0.0, (now() - oldest).total_seconds()) if oldest else 0)
+        metrics.OUTBOX_OLDEST.set(age)

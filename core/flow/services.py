@@ -10,7 +10,7 @@ from typing import Any
 from core.base.settings import SettingInvalid
 from core.order.state_machine import Move, OrderDocument, holdings
 from core.store.connection import StoreUnavailable
-from core.store.stock import Stock
+from core.store.moves import Moves
 
 
 class StockInDoubt(Exception):
@@ -24,8 +24,8 @@ class FunctionFailed(Exception):
 class StockMoves:
     """`services.stock`: the stock moves of one attempt, pending until the order records the attempt."""
 
-    def __init__(self, stock: Stock, order: OrderDocument, attempt: str, last_try: bool) -> None:
-        self._stock, self._order, self._last_try = stock, order, last_try
+    def __init__(self, moves: Moves, order: OrderDocument, attempt: str, last_try: bool) -> None:
+        self._pending, self._order, self._last_try = moves, order, last_try
         self._moves: dict[str, dict[str, int]] = {}  # id -> {sku: units}, negative where given back
         self._ids = (f"{attempt}.{number}" for number in itertools.count())  # no id twice, also not a rolled-back one
         self._outcome_unknown = False
@@ -35,9 +35,9 @@ class StockMoves:
         lines: Counter[str] = Counter()
         for item in items:
             lines[item["sku"]] += int(item["quantity"])
-        move, short = self._begin(self._stock.take, lines)
+        move, short = self._begin(self._pending.take, lines)
         if short:
-            self._ask(self._stock.roll_back, move, self._moves.pop(move))
+            self._ask(self._pending.roll_back, move, self._moves.pop(move))
         if "in_doubt" in short.values() and not self._last_try:
             raise StockInDoubt("units that others hold in pending moves may come back")
         return {sku: "out_of_stock" if reason == "in_doubt" else reason for sku, reason in short.items()}
@@ -46,7 +46,7 @@ class StockMoves:
         """Return what the order's recorded steps hold; nothing if they hold nothing."""
         held = holdings(self._order)
         if held and not any(move["quantity"] < 0 for move in self.made()):  # asked twice, it gives once
-            self._begin(self._stock.give_back, {sku: -units for sku, units in held.items()})
+            self._begin(self._pending.give_back, {sku: -units for sku, units in held.items()})
 
     def _begin(self, verb: Callable[..., Any], lines: dict[str, int]) -> tuple[str, Any]:
         move = next(self._ids)
@@ -70,12 +70,12 @@ class StockMoves:
     def commit(self) -> None:
         """The order recorded the attempt: the moves are final."""
         for move, lines in self._moves.items():
-            self._stock.commit(move, lines)
+            self._pending.commit(move, lines)
 
     def roll_back(self) -> None:
         """The order will never record the attempt: undo its moves."""
         for move, lines in self._moves.items():
-            self._stock.roll_back(move, lines)
+            self._pending.roll_back(move, lines)
 
 
 class Functions:

@@ -1,13 +1,17 @@
 """The sweep: finds orders that no message will ever set going again, and does.
 
 The order is the truth, the broker a wake-up call. One process at a time sweeps, by a lease; a second would cost work,
-not correctness.
+not correctness. Nothing in here is one statement or one list over all orders: what is to be done is found by an index
+and done in batches.
 """
 
 import logging
+import math
 import threading
-import uuid
-from datetime import datetime, timedelta
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
 
 from core.base.ids import now
 from core.base.metrics import SWEEP_RESENT
@@ -15,95 +19,138 @@ from core.bus.bus import Bus
 from core.flow.outbox import Outbox
 from core.order.events import Envelope
 from core.order.state_machine import OrderDocument, unfinished_steps
-from core.store.connection import StoreUnavailable
-from core.store.group_commit import Write
-from core.store.orders import Orders
-from core.store.stock import Stock
+from core.store.connection import StoreUnavailable, Write
+from core.store.moves import UNMARKED
+from core.store.store import Store
 
 log = logging.getLogger(__name__)
 BATCH = 200
 CROWDED = 1000  # messages: in a queue with more, what seems to be missing is likely to be waiting
-LEASE = 10.0  # seconds; how long nobody sweeps after a kill -9
-OLD_MOVE = timedelta(seconds=60)
+LONG_AGO, OLD = -1, 60  # beats of the lease, a second each or more: an attempt with moves pending for so long is fenced
+OUTBOX_AGAIN, LONGEST_WAIT = timedelta(seconds=10), timedelta(minutes=30)  # between looks
+
+
+Resend = list[tuple[str, Envelope]]  # (handler, what it misses)
 
 
 class Sweep(threading.Thread):
     """`subscribers` is {event type: handlers}. `forgetful`: the bus is in memory, empty at each start."""
 
     def __init__(
-        self, orders: Orders, stock: Stock, bus: Bus, outbox: Outbox,
-        subscribers: dict[str, list[str]], stop: threading.Event, forgetful: bool,
+        self, store: Store, bus: Bus, outbox: Outbox, subscribers: dict[str, list[str]], stop: threading.Event,
+        forgetful: bool,
     ) -> None:  # fmt: skip
         super().__init__(name="sweep", daemon=True)
-        self._orders, self._stock, self._bus, self._outbox = orders, stock, bus, outbox
-        self._subscribers, self._stop_asked, self._forgetful = subscribers, stop, forgetful
-        self._me = uuid.uuid4().hex
+        self._open_orders, self._moves, self._lease = store.open_orders, store.moves, store.lease
+        self._bus, self._outbox, self._subscribers, self._stop_asked = bus, outbox, subscribers, stop
+        self._forgetful, self._began = forgetful, now()
 
     def run(self) -> None:
         """Sweep each second, at once where there was more than a batch, until the stop."""
+        if self._forgetful:  # what is pending before the first delivery is of the process before
+            with suppress(StoreUnavailable):
+                self._moves.mark(self._moves.pending(UNMARKED, BATCH), LONG_AGO)
         while not self._stop_asked.is_set():
             looked_at = 0
             try:
                 looked_at = self.round() if self._bus.consuming else 0  # before, its queues may not be there
             except StoreUnavailable as error:
                 log.debug("no sweep", extra={"reason": str(error)})
+                self._outbox.show(math.nan, math.nan)
             except Exception:
                 log.exception("the sweep stumbled; it goes on with the next round")
-            if looked_at < BATCH:
+            if looked_at < BATCH or self._crowded(*self._bus.depths):
                 self._stop_asked.wait(1)
+        with suppress(StoreUnavailable):
+            self._lease.free()
 
     def round(self) -> int:
         """Look at what is due; gives how many orders that were."""
-        if not self._orders.take_lease("sweep", self._me, LEASE):
+        beat = self._lease.beat()
+        if not beat:
             self._outbox.measure(mine=False)
             return 0
         if self._forgetful:  # whatever was in hand died with the process before
-            self._orders.wake_all()
-            self._end_moves(now())
-            self._forgetful = False
-        due = self._orders.due(BATCH, now())
-        self._orders.write([self._look_at(order) for order in due])
-        self._end_moves(now() - OLD_MOVE)
+            self._forgetful = self._open_orders.wake(BATCH, self._began) == BATCH
+        due = self._open_orders.due(BATCH, now())
+        self._look_at(due)
+        self._end_moves(beat)
         self._outbox.measure(mine=True)
         return len(due)
 
-    def _look_at(self, order: OrderDocument) -> Write:
-        """Publish what waits, send again what is unfinished for long; gives the write that says when to look next.
+    # --- orders
+
+    def _look_at(self, orders: list[OrderDocument]) -> None:
+        later = now() + LONGEST_WAIT  # for one that cannot be read
+        looks: list[tuple[Write, Resend]] = [
+            safely(self._look, order) or (self._open_orders.look_again(order, later), []) for order in orders
+        ]
+        # First, so that nothing is sent each second where the store takes no writes.
+        written = self._open_orders.write([write for write, _ in looks])
+        for order, (_, resend), document in zip(orders, looks, written, strict=True):
+            if document is not None:
+                safely(self._send, order, resend)
+
+    def _look(self, order: OrderDocument) -> tuple[Write, Resend]:
+        """The write that says when to look next, and what is unfinished for so long that it is sent again.
 
         `sweeps` counts the waiting times that have passed since the order was touched. Where nobody swept while several
         passed, it is sent once. An order with nothing but a parked step only counts on.
         """
-        unfinished = unfinished_steps(order, self._subscribers)
+        unfinished, moment, sweeps = unfinished_steps(order, self._subscribers), now(), order["sweeps"]
         if not order["outbox"] and not unfinished and not order["parked"]:
-            return self._orders.look_again(order, due=None)
-        self._outbox.publish_pending(order)
-        sweeps, moment = order["sweeps"], now()
-        if moment >= order["touched"] + patience(sweeps) and self._send_again(order, unfinished):
-            while order["touched"] + patience(sweeps) <= moment:
+            return self._open_orders.look_again(order, due=None), []
+        order["touched"] = min(order["touched"], moment + LONGEST_WAIT)  # later is a wrong clock, or a very long retry
+        due, resend = order["touched"] + patience(sweeps), list[tuple[str, Envelope]]()
+        if due <= moment:
+            resend = [step for step in unfinished if not self._crowded(step[0])]
+            if unfinished and not resend:  # a guess: a thousand messages go in a minute
+                due = moment + timedelta(minutes=max(self._bus.depths.values()) / CROWDED)
+            while due <= moment:
                 sweeps += 1
-        due = order["touched"] + patience(sweeps)
-        if order["outbox"] or due <= moment:  # as it was read, before the publishing above: see then what is left
-            due = moment + timedelta(seconds=10)
-        return self._orders.look_again(order, due, sweeps)
+                due = order["touched"] + patience(sweeps)
+        if order["outbox"]:  # as it was read, before the publishing that follows: see then what is left
+            due = moment + OUTBOX_AGAIN
+        return self._open_orders.look_again(order, min(due, moment + LONGEST_WAIT), sweeps), resend
 
-    def _send_again(self, order: OrderDocument, unfinished: list[tuple[str, Envelope]]) -> bool:
-        """Send unfinished steps' events to the handlers that miss them; False where all their queues are crowded."""
-        helped = [(name, event) for name, event in unfinished if self._bus.depths.get(name, 0) <= CROWDED]
-        for handler, envelope in helped:
+    def _send(self, order: OrderDocument, resend: Resend) -> None:
+        self._outbox.publish_pending(order)
+        for handler, envelope in resend:
             if envelope["id"] not in order["outbox"]:
                 SWEEP_RESENT.labels(handler).inc()
                 log.info("sent again", extra={"order": order["_id"], "event": envelope["id"], "handler": handler})
                 self._outbox.publish_one(order, envelope, handler)
-        return not unfinished or bool(helped)
 
-    def _end_moves(self, before: datetime) -> None:
-        for sku, move in self._stock.old_moves(before, BATCH):
-            # Fence the attempt by a write: its process may only be paused, and must not be recorded when it wakes up.
-            order = self._orders.fence(move["order"], attempt=move["id"].split(".")[0])
-            recorded = [made["move"] for step in order["steps"] for made in step["moves"]] if order else []
-            committed = move["id"] in recorded
-            (self._stock.commit if committed else self._stock.roll_back)(move["id"], {sku: move["units"]})
+    def _crowded(self, *names: str) -> bool:
+        return any(self._bus.depths.get(name, 0) > CROWDED for name in names)
+
+    # --- pending moves
+
+    def _end_moves(self, beat: int) -> None:
+        """Mark with the beat what is new, and end what was marked long ago."""
+        moves = self._moves.pending(max(UNMARKED, beat - OLD), BATCH)
+        self._moves.mark([(sku, move) for sku, move in moves if move["mark"] == UNMARKED], beat)
+        old = [(sku, move) for sku, move in moves if move["mark"] != UNMARKED]
+        # Fence the attempts by a write: a process may only be paused, and must not be recorded when it wakes up.
+        orders = self._open_orders.fence([(move["order"], move["id"].split(".")[0]) for _, move in old])
+        recorded = [order and safely(_moves_of, order) for order in orders]  # None: it cannot be read or written
+        ends = [(*pair, pair[1]["id"] in moves) for pair, moves in zip(old, recorded, strict=True) if moves is not None]
+        for sku, move, committed in ends:
             log.info("ended an old move", extra={"order": move["order"], "sku": sku, "committed": committed})
+        self._moves.end(ends)
+
+
+def _moves_of(order: OrderDocument) -> list[str]:
+    return [made["move"] for step in order["steps"] for made in step["moves"]]
+
+
+def safely(function: Callable[..., Any], document: Any, *args: Any) -> Any:
+    """What it gives; None where it raises: who edited that document must not stop all others."""
+    try:
+        return function(document, *args)
+    except Exception:
+        log.exception("a document cannot be read; it is passed over", extra={"document": document.get("_id")})
+        return None
 
 
 def patience(sweeps: int) -> timedelta:

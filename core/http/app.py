@@ -17,21 +17,31 @@ from core.base import ids, logs, metrics
 from core.base.settings import ApiKey
 from core.http import reading
 from core.http.problems import problem, problem_of, reply
+from core.http.serving import seconds_waited
+from core.store.connection import within
 
 log = logging.getLogger("orderproc")
 LARGEST_BODY = 64 * 1024  # bytes
+ANSWER_WITHIN = 2.8  # seconds from a request's arrival; the rest of the three is for everything but the store
+LONGEST_WAIT = 1.0  # seconds for a thread
+HEALTH = ("/healthz", "/readyz", "/metrics")
 JSON_IN_UTF8 = re.compile(r'application/json\s*(;\s*charset=("?)utf-8\2\s*)?')
 
 
 class App(Bottle):
     """Bottle with a trace, a log line and a measurement around each request, whether a route takes it or not."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_hook("before_request", shed)
+
     def wsgi(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         started = time.perf_counter()
         refuse_odd_path(environ)
         environ["wsgi.errors"] = StringIO()  # Bottle writes a traceback of what a call raises; ours is in the log
         environ["HTTP_TRACEPARENT"] = traceparent = ids.new_traceparent(environ.get("HTTP_TRACEPARENT", ""))
-        with logs.context(trace=ids.trace_id(traceparent)):
+        # From its arrival on: who has waited for a thread waits the less for the store.
+        with logs.context(trace=ids.trace_id(traceparent)), within(ANSWER_WITHIN - min(seconds_waited(), LONGEST_WAIT)):
             body = super().wsgi(environ, start_response)
             # The rule, not the path: a client can make up any number of paths, each a time series for ever.
             rule = environ["bottle.route"].rule if "bottle.route" in environ else "none"
@@ -53,6 +63,18 @@ class App(Bottle):
     def serve_file(self, path: str, file: Path, kind: str) -> None:
         """Answer a path with a file as it is; nothing that a client sends becomes part of a file's name."""
         self.get(path, callback=lambda: reply(file.read_bytes(), kind=kind))
+
+
+def shed() -> None:
+    """Refuse at once what has waited too long for a thread, so that a crowd is not answered late as a whole.
+
+    Raises the problem. Probes are answered whenever it is.
+    """
+    waited = seconds_waited()
+    metrics.REQUEST_QUEUE.observe(waited)
+    if waited > LONGEST_WAIT and request.path not in HEALTH:
+        metrics.SHED.inc()
+        raise problem("unavailable")
 
 
 def refuse_odd_path(environ: dict[str, Any]) -> None:

@@ -7,19 +7,21 @@ from typing import Any
 from bottle import HTTPResponse
 
 from core.order.schemas import MOST_FAULTS, Fault
-from core.store.connection import StoreUnavailable
-from core.store.orders import KeyReused, StatusConflict
+from core.store.connection import KeyReused, StoreUnavailable
+from core.store.orders import OrderMissing, StatusConflict
+from core.store.stock import PreconditionFailed
 
 log = logging.getLogger("orderproc")
 
 
 PROBLEMS = {
     "malformed": 400, "unauthorized": 401, "forbidden": 403, "not-found": 404, "method-not-allowed": 405,
-    "conflict": 409, "too-large": 413, "unsupported-media-type": 415, "invalid": 422, "key-reused": 422,
-    "internal-error": 500, "unavailable": 503,
+    "conflict": 409, "precondition-failed": 412, "too-large": 413, "unsupported-media-type": 415, "invalid": 422,
+    "key-reused": 422, "internal-error": 500, "unavailable": 503,
 }  # fmt: skip
 EXCEPTIONS = {
-    KeyReused: "key-reused", StatusConflict: "conflict", StoreUnavailable: "unavailable", Exception: "internal-error"
+    KeyReused: "key-reused", OrderMissing: "not-found", StatusConflict: "conflict",
+    PreconditionFailed: "precondition-failed", StoreUnavailable: "unavailable", Exception: "internal-error",
 }  # fmt: skip
 HEADERS = {"unauthorized": {"www_authenticate": "Bearer"}, "unavailable": {"retry_after": "2"}}
 

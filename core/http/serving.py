@@ -1,10 +1,12 @@
 """Serving a WSGI app with waitress: limits, and an end at which everything accepted is answered."""
 
+import math
 import select
 import socket
 import threading
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -17,6 +19,27 @@ LIMITS = {
     "max_request_header_size": 32 * 1024, "max_request_body_size": 1024 * 1024, "connection_limit": 1000,
     "channel_timeout": 60, "log_socket_errors": False, "ident": None,
 }  # fmt: skip
+
+
+_waiting_since: ContextVar[float] = ContextVar("waiting_since")
+
+
+def seconds_waited() -> float:
+    """How long the request in hand waited for a thread; 0 where nothing keeps it waiting."""
+    return max(0.0, time.monotonic() - _waiting_since.get(math.inf))
+
+
+class Queued:
+    """A request that waits for a thread of waitress, and since when."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel, self._since = channel, time.monotonic()
+        self.cancel = channel.cancel
+
+    def service(self) -> None:
+        """Answer it, on the thread."""
+        _waiting_since.set(self._since)
+        self._channel.service()
 
 
 def serve(
@@ -41,7 +64,9 @@ def listen(app: Any, host: str, port: int, threads: int, variables: str = "HOST,
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise SettingInvalid(f"{variables}: cannot listen on {host} {port}: {error.strerror}") from None
-    return waitress.create_server(app, sockets, sockets=[listener], threads=threads, **LIMITS)
+    server = waitress.create_server(app, sockets, sockets=[listener], threads=threads, **LIMITS)
+    server.add_task = lambda channel: server.task_dispatcher.add_task(Queued(channel))
+    return server
 
 
 def drain(server: Any, turn: Callable[..., None]) -> None:

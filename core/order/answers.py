@@ -7,13 +7,16 @@ from typing import Any
 
 from core.order.events import Event, EventInvalid, make_event, message_body
 from core.order.schemas import event_schemas, find_faults, nearest
-from core.order.state_machine import TRANSITIONS
+from core.order.state_machine import MOST_EVENTS, TRANSITIONS
 
 LARGEST_EVENT = 64 * 1024  # bytes of one envelope; with its order it stays far below what any broker takes
 
 
-def check_answers(parent: Event, handler: str, returned: Event | Iterable[Event] | None) -> list[Event]:
-    """What a handler returned for `parent`, as new events: at most one with a status, and none on a final order.
+def check_answers(
+    parent: Event, handler: str, returned: Event | Iterable[Event] | None, room: int = MOST_EVENTS
+) -> list[Event]:
+    """What a handler returned for `parent`, as new events: at most one with a status, none on a final order, and no
+    more than the order has `room` for.
 
     New ones, because a handler may return the same object for every order. Raises EventInvalid where an answer breaks
     a rule or its schema, TypeError or ValueError where JSON cannot hold it.
@@ -22,6 +25,8 @@ def check_answers(parent: Event, handler: str, returned: Event | Iterable[Event]
     setting = [answer.type for answer in answers if answer.type in TRANSITIONS]
     if len(setting) > 1 or any(TRANSITIONS[type].needs != parent.orderstatus for type in setting):
         raise EventInvalid(f"{handler} answered {', '.join(setting)}: at most one with a status, none on a final order")
+    if len(answers) > room:
+        raise EventInvalid(f"{handler} answered {len(answers)} events: an order has at most {MOST_EVENTS}")
     status = TRANSITIONS[setting[0]].leaves if setting else parent.orderstatus
     events = [follow_up(parent, handler, position, answer, status) for position, answer in enumerate(answers)]
     for event in events:

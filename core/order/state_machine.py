@@ -35,6 +35,7 @@ TRANSITIONS = {  # any other event (inventory_reserved) leaves the status as it 
     "order_failed": Transition("pending", "failed", "handler", {"reason": "failureReason"}),
     "order_cancelled": Transition("pending", "cancelled", "api"),
 }
+MOST_EVENTS = 200  # that an order announces; handlers that answer each other would fill the document for ever
 STATUSES = list(dict.fromkeys(row.leaves for row in TRANSITIONS.values()))
 
 
@@ -75,6 +76,7 @@ class OrderDocument(TypedDict, total=False):
     timeline: list[Line]
     events: list[Envelope]  # all that were announced
     outbox: list[str]  # ids of those that the broker has not confirmed
+    outboxSince: datetime  # when the oldest of them came; absent where there is none
     steps: list[Step]
     fenced: list[str]  # attempts that can never be recorded
     parked: list[str]  # steps that were set aside after the last try
@@ -124,7 +126,7 @@ def new_order(order: dict[str, Any], event: Event, at: datetime) -> OrderDocumen
     document: Any = {
         **order, "status": TRANSITIONS[event.type].leaves, "createdAt": at, "updatedAt": at,
         "timeline": [{"at": at, "event": event.type, "by": "api"}], "events": [event.envelope()], "outbox": [event.id],
-        "steps": [], "fenced": [], "parked": [], "touched": at, "sweeps": 0, "rev": 0,
+        "outboxSince": at, "steps": [], "fenced": [], "parked": [], "touched": at, "sweeps": 0, "rev": 0,
     }  # fmt: skip
     return document
 

@@ -6,14 +6,21 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from core.base.logs import set_up_logging
 from core.base.settings import Refusal, Settings, load, warn_of_demo_values
 
+log = logging.getLogger(__name__)
+
 
 def read_settings(need: tuple[str, ...]) -> Settings:
-    """The settings of this process, with its log set up by them. Raises SettingInvalid."""
+    """The settings of this process, with its log set up by them. Raises SettingInvalid.
+
+    From here on the process ends with the first of its threads that dies.
+    """
     settings = load(os.environ, need)
+    threading.excepthook = end_process
     set_up_logging(settings.log_level, settings.log_format)
     warn_of_demo_values(os.environ)
     return settings
@@ -27,6 +34,14 @@ def exit_code(run: Callable[[], None]) -> int:
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
         return 2
+
+
+def end_process(death: threading.ExceptHookArgs) -> None:
+    """A process of which a part is dead only looks alive: its supervisor starts it again."""
+    name = death.thread.name if death.thread else "a thread"
+    error: Any = death.exc_value
+    log.critical(f"{name} died, and the process ends with it: {error}", exc_info=error)
+    leave(1)
 
 
 def stop_on_signal(within: float | None = None) -> threading.Event:

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,22 +22,21 @@ from core.bus.bus import Bus
 from core.bus.memory import MemoryBus
 from core.bus.rabbit import Rabbit
 from core.store.connection import connect
-from core.store.orders import Orders
-from core.store.stock import Stock
+from core.store.store import Store
 
 CATALOGUE = {"A1": 1000, "B2": 500, "C3": 100, "D4": 10, "E5": 0}  # units of the goods that `make run` sells
 START_WITHIN, STOP_WITHIN = 30.0, 10.0  # seconds
+MORE_CONNECTIONS = 10  # than web threads: for batching, sweeping and making indexes
 # Runs a program until it ends, or until the pipe on standard input closes: when our process is gone, however it went.
 KEEPER = """exec 3<&0; "$@" & program=$!
 (cat <&3 >/dev/null; kill $program; sleep 5; kill -9 $program) &
 wait $program; code=$?; trap '' TERM; kill 0; exit $code"""
 
 
-def connect_all(settings: Settings, store_url: str) -> tuple[Orders, Stock, Bus]:
-    """Orders and stock in the store, and the carrier that AMQP_URL names."""
-    database = connect(store_url)
+def connect_all(settings: Settings, store_url: str) -> tuple[Store, Bus]:
+    """The store, and the carrier that AMQP_URL names. Raises SettingInvalid."""
     bus: Bus = MemoryBus() if settings.amqp_url == "embedded" else Rabbit(settings.amqp_url, settings.retry_delays)
-    return Orders(database), Stock(database), bus
+    return Store(connect(store_url, settings.web_threads + MORE_CONNECTIONS)), bus
 
 
 def start_bundled(settings: Settings, at_end: ExitStack) -> str:
@@ -72,19 +72,27 @@ def bundled_store(folder: Path) -> Iterator[str]:
     """A running store on the folder; gives its URL. However this process ends, the store ends with it."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
+    ended = threading.Event()
     left_behind = f"DATA_DIR: a store that was left behind still runs on {folder}; end it"
     with locked(folder.with_suffix(".lock"), START_WITHIN, left_behind) as lock:
         # It inherits the lock: that of a killed process may still be closing its files.
         keeper = _start(folder, port, lock)
     try:
         _wait_for(port, keeper)
-        # With retryable writes it scans its retry records on each write; ours are all repeatable by themselves.
-        yield f"mongodb://127.0.0.1:{port}/orderproc?retryWrites=false&directConnection=true"
+        threading.Thread(target=_watch, args=(keeper, ended), name="store", daemon=True).start()
+        yield f"mongodb://127.0.0.1:{port}/orderproc?directConnection=true"
     finally:
+        ended.set()
         with suppress(subprocess.TimeoutExpired):
             keeper.communicate(timeout=STOP_WITHIN)  # closes the pipe
         with suppress(ProcessLookupError):
             os.killpg(keeper.pid, signal.SIGKILL)
+
+
+def _watch(keeper: "subprocess.Popen[bytes]", ended: threading.Event) -> None:
+    code = keeper.wait()
+    if not ended.is_set():
+        raise RuntimeError(f"the embedded store ended with {code}; its log is in DATA_DIR")
 
 
 def _start(folder: Path, port: int, lock: IO[str]) -> "subprocess.Popen[bytes]":

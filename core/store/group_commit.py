@@ -2,82 +2,125 @@
 
 While one bulk is on its way the next one gathers; nothing waits on a timer, so a lone caller gets a batch of one at
 once. The idea is the write-ahead log's group commit (DeWitt et al., 1984), with documents in the place of log records.
+
+An unknown outcome is no answer: whatever the store says, unless it says for certain that this write was not and will
+never be made, the write is repeated until it is acknowledged or nobody waits for it any longer.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
-from pymongo import InsertOne, UpdateOne, errors
+import bson
+import pymongo
+from pymongo import errors
 
 from core.base.metrics import BATCH_SIZE
-from core.store.connection import DocumentExists, StoreBusy, StoreUnavailable
+from core.store.connection import (
+    CERTAIN,
+    DocumentExists,
+    DocumentRefused,
+    StoreBusy,
+    StoreUnavailable,
+    Write,
+    bulk_write,
+    check,
+    time_left,
+)
 
 log = logging.getLogger(__name__)
-OUTCOME_UNKNOWN = (errors.ConnectionFailure, errors.ExecutionTimeout, errors.WTimeoutError)
-PAUSE = 0.2  # seconds between repeats while the store is away
+PATIENCE = 10.0  # seconds that a caller waits at most
+ATTEMPT = 2.5  # seconds for one bulk or read; the server gives up by then, too
+PAUSE = 0.2  # seconds between repeats
+GRACE, LET_IN_EVERY = (
+    0.5,
+    1.0,
+)  # seconds of failing after which callers are refused at once; a moment of it is nothing unusual
+LOG_EVERY = 10.0  # seconds
 LARGEST_QUEUE = 2000  # callers waiting
 LARGEST_BATCH = 128  # writes; with so many in it a bulk takes in nobody more
 
 
-class Write(NamedTuple):
-    """An update of the one document that `filter` matches, or, without a filter, the insert of `change`.
-
-    It must be safe to repeat, also much later (a slow server runs the lost copy too): a bulk whose outcome is unknown
-    is sent again. What is not safe to repeat is asked for with `once`.
-    """
-
-    filter: dict[str, Any] | None
-    change: Mapping[str, Any]
-    upsert: bool = False
+SILENCE = (errors.ConnectionFailure, errors.ExecutionTimeout)  # no answer in time
 
 
 @dataclass(eq=False)
 class _Request:
     writes: Sequence[Write]
     read: Sequence[str]
-    deadline: float
+    seconds: float
     once: bool = False
+    unknown: bool = False  # whether it was sent before, and nobody knows what became of it
     result: Future[dict[str, Any]] = field(default_factory=Future)
+
+    def __post_init__(self) -> None:
+        self.deadline = time.monotonic() + self.seconds
+        self.kinds = {kind for kind, asked in (("write", self.writes), ("read", self.read)) if asked}
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody still waits for it."""
+        return not self.result.done() and self.deadline > time.monotonic()
+
+    def fail(self, error: Exception) -> None:
+        """End it where that is certain; else it is to be repeated, unless it may be sent only once.
+
+        What is refused after an unknown outcome may have been made before.
+        """
+        if isinstance(error, DocumentExists) or (isinstance(error, DocumentRefused) and not self.unknown):
+            self.result.set_exception(error)
+        elif self.once or isinstance(error, DocumentRefused):
+            self.result.set_exception(StoreUnavailable(f"nobody knows whether it was done: {error!r:.300}"))
+        self.unknown = True
 
 
 class GroupCommit:
-    """Writes to and reads from one collection. `prepare` runs before the first bulk, on the batching thread."""
+    """Writes to and reads from one collection."""
 
-    def __init__(self, collection: Any, prepare: Callable[[], object]) -> None:
-        self._collection, self._prepare, self._prepared = collection, prepare, False
+    def __init__(self, collection: Any) -> None:
+        self._collection = collection
         self._waiting: SimpleQueue[_Request] = SimpleQueue()
-        self.away = False  # true from the first bulk without an answer to the next one with
-        self._trying = False
-        self._ping_lock, self._pinged_at, self._answers = threading.Lock(), -1.0, False
-        self._thread = threading.Thread(target=self._run, name=f"batch-{collection.name}", daemon=True)
-        self._thread.start()
+        self._failing = dict[str, float]()  # kind of request -> since when none of them is done
+        self._trying = set[str]()  # kinds that are in hand
+        self._logged, self._let_in = -LOG_EVERY, -LET_IN_EVERY
+        threading.Thread(target=self._run, name=f"batch-{collection.name}", daemon=True).start()
 
-    def do(
-        self, writes: Sequence[Write] = (), read: Sequence[str] = (), seconds: float = 2.5, once: bool = False
-    ) -> dict[str, Any]:
+    def do(self, writes: Sequence[Write] = (), read: Sequence[str] = (), once: bool = False) -> dict[str, Any]:
         """Write, then read back by id: {id: document}, as of a moment after the writes were acknowledged.
 
-        Raises StoreUnavailable after `seconds`, or at once while the store is known to be away and another caller is
-        trying already, or at the first unknown outcome of what must be sent `once`; StoreBusy; DocumentExists; or what
-        the driver says about these writes alone.
+        Raises StoreUnavailable when the time is over (see `within`), at once while the store is known to fail and
+        another caller is trying already, or at the first unknown outcome of what must be sent `once`; StoreBusy;
+        DocumentExists; DocumentRefused.
         """
-        request = self._enqueue(_Request(writes, read, time.monotonic() + seconds, once))
-        try:
-            return request.result.result(seconds)
-        except TimeoutError:
-            raise StoreUnavailable(f"no answer within {seconds} s") from None
+        return _result(self._enqueue(_Request(writes, read, time_left(PATIENCE), once)))
+
+    def do_each(self, writes: Sequence[Write]) -> list[Any]:
+        """Each write for itself, in as few bulks as that takes; gives the documents afterwards, by position.
+
+        {} where there is no such document; None where the write was refused: that is in the log, and the others are
+        done. Raises StoreUnavailable.
+        """
+        ids = [str((write.filter or write.change)["_id"]) for write in writes]
+        requests = [self._enqueue(_Request([w], [id], time_left(PATIENCE))) for w, id in zip(writes, ids, strict=True)]
+        documents: list[Any] = []
+        for id, request in zip(ids, requests, strict=True):
+            try:
+                documents.append(_result(request).get(id, {}))
+            except (DocumentExists, DocumentRefused) as error:
+                log.error("a write was refused", extra={"id": id, "error": str(error)})
+                documents.append(None)
+        return documents
 
     def offer(self, *writes: Write) -> None:
         """Write when there is room, without waiting: for what the sweep would repair."""
         try:
-            self._enqueue(_Request(writes, (), time.monotonic() + 30))
+            self._enqueue(_Request(writes, (), 30))
         except StoreUnavailable as reason:
             log.debug("an offered write was dropped", extra={"reason": str(reason)})
 
@@ -87,126 +130,112 @@ class GroupCommit:
 
         Raises StoreUnavailable on any error, and at once while others find out whether the store is back.
         """
+        began = time.monotonic()
         try:
-            if self.away:
+            if "read" in self._failing:
                 self.do(read=["-"])
-            yield self._collection
-        except errors.PyMongoError as error:
+            with pymongo.timeout(max(0.001, time_left(ATTEMPT))):
+                yield self._collection
+        except (errors.PyMongoError, bson.errors.BSONError) as error:
+            if isinstance(error, errors.ConnectionFailure):
+                self._note("read", began, error)
             raise StoreUnavailable(repr(error)[:300]) from error
 
-    def ping(self) -> bool:
-        """Whether the store answers, known within 3 s, and asked at most once a second: probes come in crowds."""
-        with self._ping_lock:
-            if time.monotonic() > self._pinged_at + 1:
-                try:
-                    self.do(read=["-"])
-                    self._answers = True
-                except (StoreUnavailable, errors.PyMongoError):
-                    self._answers = False
-                self._pinged_at = time.monotonic()
-            return self._answers
-
     def _enqueue(self, request: _Request) -> _Request:
-        if self.away and self._trying:  # one at a time finds out whether it is back; the others need not wait
-            raise StoreUnavailable("the store is away")
+        for write in request.writes:
+            check(write)
+        failing = [self._failing[kind] for kind in request.kinds & self._trying if kind in self._failing]
+        if failing and time.monotonic() > min(failing) + GRACE:
+            # Now and then one finds out whether it works, as it may be one write's own fault; the others do not wait.
+            if time.monotonic() < self._let_in + LET_IN_EVERY:
+                raise StoreUnavailable("the store is away")
+            self._let_in = time.monotonic()
         if self._waiting.qsize() >= LARGEST_QUEUE:
             raise StoreBusy(f"{LARGEST_QUEUE} are waiting for the store")
-        if not self._thread.is_alive():
-            raise StoreUnavailable("the batching thread is dead")
         self._waiting.put(request)
         return request
 
     # --- the batching thread
 
     def _run(self) -> None:
-        try:
-            while True:
-                batch = self._gather()
-                self._trying = True
-                self._flush(batch)
-                self._trying = False
-        except BaseException:
-            log.exception("the batching thread died; everything that needs the store answers 503 until a restart")
-            raise
-
-    def _gather(self) -> list[_Request]:
         batch: list[_Request] = []
-        size = 0
-        while not batch or (size < LARGEST_BATCH and not self._waiting.empty()):
-            batch.append(self._waiting.get())
-            size += max(1, len(batch[-1].writes))
-        return batch
+        while True:
+            if not batch:
+                self._trying = set()
+                batch = [self._waiting.get()]
+            while sum(len(request.writes) or 1 for request in batch) < LARGEST_BATCH and not self._waiting.empty():
+                batch.append(self._waiting.get())
+            self._trying = {kind for request in batch for kind in request.kinds}
+            self._try_all(batch)
+            batch = [request for request in batch if request.wanted]
+            if batch:
+                time.sleep(PAUSE)
 
-    def _flush(self, batch: list[_Request]) -> None:
-        while batch := [r for r in batch if not r.result.done() and r.deadline > time.monotonic()]:  # who still waits
-            try:
-                return self._try(batch)
-            except OUTCOME_UNKNOWN as error:
-                self._wait_for_the_store(batch, error)
-            except Exception as error:  # this batch cannot be sent at all: find the culprit
-                if len(batch) == 1:
-                    return batch[0].result.set_exception(error)
-                for request in batch:
-                    self._flush([request])
+    def _try_all(self, batch: list[_Request]) -> None:
+        """All together; what was tried before each for itself, as one of them may be why none of them was done."""
+        groups = [[request for request in batch if not request.unknown], *([r] for r in batch if r.unknown)]
+        for group in groups:
+            wanted = [request for request in group if request.wanted]
+            if wanted and not self._try(wanted):
+                return  # nobody answers, so the others need not ask
 
-    def _try(self, batch: list[_Request]) -> None:
-        if not self._prepared:
-            self._prepare()
-            self._prepared = True
-        BATCH_SIZE.labels(self._collection.name).observe(len(batch))
-        owners = [request for request in batch for _ in request.writes]
-        refusals = bulk_write(self._collection, [write for request in batch for write in request.writes])
-        documents = self._read({id for request in batch for id in request.read})
-        self.away = False
-        refused = {owners[index]: error for index, error in refusals.items()}
-        for request in batch:
-            if request in refused:
-                request.result.set_exception(refused[request])
+    def _try(self, group: list[_Request]) -> bool:
+        """One bulk and one read. False where the store does not answer at all."""
+        BATCH_SIZE.labels(self._collection.name).observe(len(group))
+        began = time.monotonic()
+        failed = self._write([request for request in group if request.writes])
+        silence = next((error for error in failed.values() if isinstance(error, SILENCE)), None)
+        documents: dict[str, Any] = {}
+        readers = [request for request in group if request.read and request not in failed]
+        try:
+            if silence:
+                raise silence
+            documents = self._read({id for request in readers for id in request.read})
+        except Exception as error:  # whatever it says, it says nothing about the writes, which may be there
+            failed |= dict.fromkeys(readers, error)
+            self._note("read", began, error)
+        for request in group:
+            if request in failed:
+                request.fail(failed[request])
             else:
                 request.result.set_result({id: documents[id] for id in request.read if id in documents})
+        return not any(isinstance(error, SILENCE) for error in failed.values())
+
+    def _write(self, writers: list[_Request]) -> dict[_Request, Exception]:
+        """Gives the errors of those that have one; of several writes' errors, one that leaves open what was done."""
+        owners, began = [request for request in writers for _ in request.writes], time.monotonic()
+        try:
+            with pymongo.timeout(ATTEMPT):
+                failures = bulk_write(self._collection, [write for request in writers for write in request.writes])
+        except Exception as error:
+            failures = dict.fromkeys(range(len(owners)), error)
+        unknown = {owners[n]: error for n, error in failures.items() if not isinstance(error, CERTAIN)}
+        if writers:
+            self._note("write", began, next(iter(unknown.values()), None), works=len(unknown) < len(writers))
+        return {owners[n]: error for n, error in failures.items()} | unknown
 
     def _read(self, ids: set[str]) -> dict[str, dict[str, Any]]:
-        try:
-            found = self._collection.find({"_id": {"$in": sorted(ids)}}) if ids else []
-            return {document["_id"]: document for document in found}
-        except errors.PyMongoError as error:  # whatever it says, it says nothing about the writes, which may be there
-            raise errors.ConnectionFailure(f"reading back: {error!r:.300}") from error
+        if not ids:
+            return {}
+        with pymongo.timeout(ATTEMPT):
+            found = list(self._collection.find({"_id": {"$in": sorted(ids)}}).batch_size(len(ids) + 1))
+        self._failing.pop("read", None)
+        return {document["_id"]: document for document in found}
 
-    def _wait_for_the_store(self, batch: list[_Request], error: Exception) -> None:
-        if not self.away:
-            log.warning("the store does not answer; repeating", extra={"items": len(batch), "error": repr(error)[:300]})
-        self.away = True
-        for request in batch:
-            if request.once:
-                request.result.set_exception(StoreUnavailable(f"nobody knows whether it was done: {error!r:.300}"))
-        time.sleep(PAUSE)
-
-
-def bulk_write(collection: Any, writes: list[Write]) -> dict[int, Exception]:
-    """Run every write in one unordered bulk; gives the error of each that was refused, by position."""
-    if type(collection).__module__.startswith("mongomock"):  # it has no usable bulk_write: the same, one by one
-        return {n: error for n, write in enumerate(writes) if (error := _write_one(collection, write))}
-    operations = [UpdateOne(w.filter, w.change, w.upsert) if w.filter else InsertOne(w.change) for w in writes]
-    try:
-        if operations:
-            collection.bulk_write(operations, ordered=False)
-    except errors.BulkWriteError as error:
-        if error.details["writeConcernErrors"]:
-            raise errors.WTimeoutError("written, but not acknowledged by a majority") from error
-        return {each["index"]: _refusal(each["code"], each["errmsg"]) for each in error.details["writeErrors"]}
-    return {}
-
-
-def _write_one(collection: Any, write: Write) -> Exception | None:
-    try:
-        if write.filter:
-            collection.update_one(write.filter, write.change, upsert=write.upsert)
+    def _note(self, kind: str, began: float, error: Exception | None, works: bool = False) -> None:
+        """Remember whether requests of a kind fail, and say so now and then; `works`: some did not."""
+        if error and time.monotonic() > self._logged + LOG_EVERY:
+            self._logged = time.monotonic()
+            fields = {"kind": kind, "code": getattr(error, "code", None), "error": repr(error)[:300]}
+            log.warning("the store does not do what it is asked; repeating", extra=fields)
+        if error and not works:
+            self._failing.setdefault(kind, began)
         else:
-            collection.insert_one(write.change)
-    except errors.DuplicateKeyError as error:
-        return DocumentExists(str(error))
-    return None
+            self._failing.pop(kind, None)
 
 
-def _refusal(code: int, message: str) -> Exception:
-    return DocumentExists(message) if code == 11000 else RuntimeError(f"the store refused it: {code} {message[:300]}")
+def _result(request: _Request) -> dict[str, Any]:
+    try:
+        return request.result.result(max(0, request.deadline - time.monotonic()))
+    except TimeoutError:
+        raise StoreUnavailable(f"no answer within {request.seconds:.1f} s") from None

@@ -86,10 +86,11 @@ def test_the_image_user_is_numeric_and_commands_need_no_shell():
 
 
 def test_the_ports_of_the_commands_are_those_that_are_checked():
-    ports = {"api": 8080, "consumer": 9090, "email": 9090, "functions": 9001}
+    ports = {"api": "9090", "consumer": "9090", "email": "9090", "functions": "9001"}
     text = (ROOT / "Dockerfile").read_text()
-    default = re.search(r"HEALTH_URL=(\S+)", text)[1]
+    exposed = re.search(r"EXPOSE (.*)", text)[1].split()
     for name, port in ports.items():
-        assert OURS[name]["environment"].get("HEALTH_URL", default) == f"http://127.0.0.1:{port}/healthz"
-        assert str(port) in re.search(r"EXPOSE (.*)", text)[1].split()
-    assert (VARIABLES["PORT"]["default"], VARIABLES["METRICS_PORT"]["default"]) == ("8080", "9090")
+        assert OURS[name]["environment"]["HEALTH_URL"] == f"http://127.0.0.1:{port}/healthz"
+    assert set(ports.values()) | {VARIABLES["PORT"]["default"]} == set(exposed)
+    assert re.search(r"HEALTH_URL=(\S+)", text)[1] == f"http://127.0.0.1:{VARIABLES['PORT']['default']}/healthz"
+    assert OURS["api"]["environment"]["API_METRICS_PORT"] == VARIABLES["METRICS_PORT"]["default"] == "9090"

@@ -213,7 +213,7 @@ def test_prometheus_reaches_what_asks_to_be_scraped():
         rules = [
             rule for each in policies if selects(each["podSelector"], labels(name)) for rule in each.get("ingress", [])
         ]
-        opened = {port["port"] for rule in rules if "namespaceSelector" in rule["from"][0] for port in rule["ports"]}
+        opened = {port["port"] for rule in rules if rule["from"][0].get("namespaceSelector") for port in rule["ports"]}
         assert opened == ({int(scraped)} if scraped else set())
         assert opened <= {port["containerPort"] for port in container(name)["ports"]}
 
@@ -246,6 +246,26 @@ def test_every_pod_is_restricted_and_probed_and_can_be_drained(name):
     budget = named("PodDisruptionBudget")[name]["spec"]
     assert selects(budget.pop("selector"), labels(name))
     assert budget == {"maxUnavailable": 1, "unhealthyPodEvictionPolicy": "AlwaysAllow"}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_probes_and_scrapes_go_to_the_port_of_their_own(name):
+    ports = {port["name"]: str(port["containerPort"]) for port in container(name)["ports"]}
+    assert environment(name).get("API_METRICS_PORT" if name == "api" else "METRICS_PORT", "9090") == ports["metrics"]
+    probes = [container(name)[f"{kind}Probe"]["httpGet"]["port"] for kind in ("startup", "readiness", "liveness")]
+    assert probes == ["metrics"] * 3
+    annotations = WORKLOADS[name]["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == ports["metrics"]
+
+
+def test_the_documented_scrapes_are_of_ports_that_pods_announce():
+    jobs = re.findall(r"regex: \(?([\w|]+)\)?;(\d+)", (ROOT / "docs/operations.md").read_text())
+    scraped = {name: port for names, port in jobs for name in names.split("|")}
+    annotations = {
+        name: each["spec"]["template"]["metadata"].get("annotations", {}) for name, each in WORKLOADS.items()
+    }
+    announced = {name: each["prometheus.io/port"] for name, each in annotations.items() if each}
+    assert scraped == announced
 
 
 @pytest.mark.parametrize(("name", "drain"), [("api", DRAIN_SECONDS), *[(n, consumer.GRACE) for n in OURS[1:]]])

@@ -15,7 +15,8 @@ from core.bus.bus import PublishOutcome
 from core.order.state_machine import STATUSES, Outcome
 from core.order.view import view
 from core.running.discovery import discover
-from core.store.orders import EPOCH
+from core.store.open_orders import EPOCH
+from core.store.store import OF_ORDERS, OF_STOCK
 from tests.support.api import Shop
 from tests.support.consumer import Desk, run_command
 from tests.support.samples import place
@@ -180,7 +181,23 @@ def desk():
 
 def publish(desk: Desk, **fields) -> str:
     """An order that is placed and announced."""
-    return place(desk.orders, desk.bus, **fields)["_id"]
+    return place(desk.store, desk.bus, **fields)["_id"]
+
+
+def test_the_oldest_outbox_is_found_by_the_documented_query(desk):
+    waiting = desk.database["orders"].find(from_the_document("waiting")).sort("outboxSince", 1)
+    first, second = place(desk.store)["_id"], place(desk.store)["_id"]
+    assert [order["_id"] for order in waiting.clone()] == [first, second]
+    desk.outbox.publish_pending(desk.orders.get(first))
+    wait_for(lambda: [order["_id"] for order in waiting.clone()] == [second], what="a confirmed event to be cleared")
+
+
+def test_the_indexes_to_drop_are_no_longer_made():
+    made = {"orders": {index.document["name"] for index in OF_ORDERS}, "stock": {OF_STOCK.document["name"]}}
+    dropped = re.findall(r'^ *db\.(\w+)\.dropIndex\("(.+)"\)', TEXT, re.MULTILINE)
+    assert [collection for collection, _ in dropped] == ["orders", "stock"]
+    assert not [name for collection, name in dropped if name in made[collection]]
+    assert "due_sparse" in made["orders"] and "moves.mark_1" in made["stock"]
 
 
 def close_what_is_finished(desk: Desk, age: timedelta) -> None:
@@ -196,7 +213,7 @@ def effects(desk: Desk) -> set[tuple[str, str]]:
 
 
 def test_pruning_deletes_only_old_orders_that_ended_with_nothing_parked(desk):
-    done, cancelled = publish(desk), publish(desk)
+    done, cancelled, held = publish(desk), publish(desk), publish(desk)
     desk.outbox.publish_pending(desk.cancel(cancelled))
     desk.pump()
     desk.functions.failing = "send_email"
@@ -212,21 +229,26 @@ def test_pruning_deletes_only_old_orders_that_ended_with_nothing_parked(desk):
     desk.pump()
     close_what_is_finished(desk, timedelta(seconds=20))
     before = now() - timedelta(days=90)
+    move = {"id": "an attempt.0", "order": held, "units": 2, "mark": 1}  # one that the sweep has not ended
+    desk.database["stock"].update_one({"_id": "A1"}, {"$push": {"moves": move}})
 
     def prune(first: str) -> set[str]:
-        deleted = desk.database["orders"].delete_many(closed(before, first))
+        deleted = desk.database["orders"].delete_many(closed(desk, before, first))
         left = {document["_id"] for document in desk.database["orders"].find()}
-        assert deleted.deleted_count + len(left) == 6
+        assert deleted.deleted_count + len(left) == 7
         return left
 
     assert (desk.status(done), desk.status(cancelled)) == ("processed", "cancelled")
     assert (desk.status(parked), desk.status(waiting)) == ("processed", "pending")
-    assert prune(first_id(before)) == {done, cancelled, parked, waiting, idle, young}  # no id is as old as it looks
-    assert prune(first_id(now() + timedelta(hours=1))) == {parked, waiting, idle, young}
+    kept = {held, parked, waiting, idle, young}
+    assert prune(first_id(before)) == {done, cancelled} | kept  # no id is as old as it looks
+    assert prune(first_id(now() + timedelta(hours=1))) == kept
 
 
-def closed(before, first: str) -> dict:
-    return from_the_document("closed", before=before, first=first, ended=from_the_document("ended"))
+def closed(desk: Desk, before, first: str) -> dict:
+    [field] = re.findall(r'^const held = db\.stock\.distinct\("(.+)"\)', TEXT, re.MULTILINE)
+    held, ended = desk.database["stock"].distinct(field), from_the_document("ended")
+    return from_the_document("closed", before=before, first=first, held=held, ended=ended)
 
 
 def test_pruning_knows_every_final_status():
@@ -270,7 +292,7 @@ def test_a_restored_store_ends_its_orders_and_repeats_no_effect(desk):
         assert len(delivery.ends) == 1 and delivery.end in ("ack", "park")
         parked |= {delivery.ends[0]} - {("ack",)}
     desk.bus.drain()
-    assert parked == {("park", f"there is no order {late}", 1)}
+    assert parked == {("park", f"OrderMissing('there is no order {late}')", 1)}
     close_what_is_finished(desk, timedelta(minutes=2))
     desk.pump()
     assert desk.status(early) == "processed" and desk.orders.get(late) is None

@@ -8,13 +8,19 @@ import threading
 import time
 import uuid
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from prometheus_client import REGISTRY
+from pymongo.errors import AutoReconnect
 
+from core.base import settings
 from core.base.logs import Lines
-from core.store.connection import StoreUnavailable
-from tests.support.api import ORDER, Shop
+from core.http.app import ANSWER_WITHIN
+from core.store import group_commit
+from core.store.connection import StoreUnavailable, time_left
+from orderproc import make_app
+from tests.support.api import ORDER, Client, Shop
 from tests.support.samples import ADDRESS
 from tools.chaos.system import wait_for
 
@@ -388,11 +394,192 @@ def test_a_body_of_a_cancel_is_ignored(shop, body, kind):
 def test_stock_is_set_by_the_admin_and_read_by_all(shop):
     for n, sku in enumerate(["b.2", "A1", "c_3"]):
         answer = shop.admin("PUT", f"/stock/{sku}", {"available": n})
-        assert (answer.status, answer.json) == (200, {"sku": sku, "available": n})
+        assert (answer.status, answer.json) == (201, {"sku": sku, "available": n})
     assert shop.admin("PUT", "/stock/A1", b'{"available": 5.0}').json == {"sku": "A1", "available": 5}
     for client in (shop.client, shop.reader, shop.admin):
         assert client("GET", "/stock/A1").json == {"sku": "A1", "available": 5}
         assert [each["sku"] for each in client("GET", "/stock").json["stock"]] == ["A1", "b.2", "c_3"]
+
+
+def put(shop, available, sku="A1", **headers):
+    return shop.admin("PUT", f"/stock/{sku}", {"available": available}, **headers)
+
+
+def sell(shop, units):
+    assert shop.store.moves.take(str(uuid.uuid4()), "an order", {"A1": units}) == {}
+
+
+def test_restocking_while_selling_needs_what_was_read(shop):
+    put(shop, 10)
+    read = shop.admin("GET", "/stock/A1")
+    sell(shop, 10)
+    assert put(shop, read.json["available"] + 5, if_match=read.headers["etag"]).status == 412
+    read = shop.admin("GET", "/stock/A1")
+    answer = put(shop, read.json["available"] + 5, if_match=f'"old", {read.headers["etag"]}')
+    assert (answer.status, answer.json) == (200, {"sku": "A1", "available": 5})
+    assert answer.headers["etag"] == shop.admin("GET", "/stock/A1").headers["etag"] != read.headers["etag"]
+
+
+def test_a_put_may_ask_that_there_is_none_or_any(shop):
+    assert put(shop, 1, if_match="*").status == 412
+    assert put(shop, 2, if_none_match="*").status == 201
+    assert put(shop, 3, if_none_match="*").status == 412
+    assert put(shop, 4, if_match="*").json["available"] == 4
+
+
+def test_a_weak_tag_is_no_match_for_a_put(shop):
+    weak = f"W/{put(shop, 1).headers['etag']}"
+    assert put(shop, 2, if_match=weak).status == 412
+    assert shop.admin("GET", "/stock/A1", if_none_match=weak).status == 304
+
+
+def test_a_refused_precondition_says_which(shop):
+    problem = put(shop, 1, if_match='"x"').json
+    assert (problem["type"], problem["status"]) == ("urn:orderproc:precondition-failed", 412)
+    assert put(shop, -1, if_match='"x"').status == 422, "what is wrong by itself comes first"
+
+
+def test_a_repeated_put_changes_nothing_even_after_sales(shop):
+    assert put(shop, 10, idempotency_key="k").status == 201
+    sell(shop, 3)
+    for headers in ({}, {"if_none_match": "*"}, {"if_match": '"old"'}):
+        answer = put(shop, 10, idempotency_key="k", **headers)
+        assert (answer.status, answer.json["available"]) == (200, 7)
+    for headers in ({}, {"if_match": '"old"'}):  # a 422 comes before a 412
+        assert put(shop, 11, idempotency_key="k", **headers).problem["type"] == "urn:orderproc:key-reused"
+    assert put(shop, 9).status == 200 and put(shop, 10, idempotency_key="k").json["available"] == 10
+
+
+def test_a_puts_key_belongs_to_the_name_that_used_it(shop):
+    keys = settings.load({"API_KEYS": "chief:chief-key:admin"})
+    chief = Client(make_app(keys, shop.store, shop.outbox, shop.bus), "chief-key")
+    put(shop, 10, idempotency_key="k")
+    answer = chief("PUT", "/stock/A1", {"available": 11}, idempotency_key="k")
+    assert (answer.status, answer.json["available"]) == (200, 11)
+
+
+def test_a_sale_between_reading_and_writing_is_a_412(shop, monkeypatch):
+    tag = put(shop, 10).headers["etag"]
+    do, sold = shop.stock._bulk.do, []
+
+    def sell_first(writes=(), read=(), **more):
+        if writes and not sold:
+            sold.append(3)
+            sell(shop, 3)
+        return do(writes, read, **more)
+
+    monkeypatch.setattr(shop.stock._bulk, "do", sell_first)
+    assert put(shop, 15, if_match=tag).status == 412 and sold
+    assert shop.stock.get("A1")["available"] == 7
+
+
+def test_a_sale_in_between_does_not_stop_a_put_without_conditions(shop, monkeypatch):
+    put(shop, 10)
+    [document] = shop.database["stock"].find()
+    sell(shop, 3)
+    monkeypatch.setattr(shop.stock._bulk, "do", read_once(shop.stock._bulk.do, document))
+    assert put(shop, 15).status == 200 and shop.stock.get("A1")["available"] == 15
+
+
+def read_once(do, document):
+    """What a bulk does, but its first read gives an older document."""
+    old = [{document["_id"]: document}]
+    return lambda writes=(), read=(), **more: old.pop() if old and not writes else do(writes, read, **more)
+
+
+def test_a_late_copy_of_a_put_changes_nothing(shop, monkeypatch):
+    put(shop, 1)
+    sent, bulk_write = [], group_commit.bulk_write
+    monkeypatch.setattr(group_commit, "bulk_write", lambda *args: sent.append(args) or bulk_write(*args))
+    put(shop, 100)
+    put(shop, 5)
+    sell(shop, 3)
+    bulk_write(*next(args for args in sent if args[1]))
+    assert shop.stock.get("A1")["available"] == 2
+
+
+def test_puts_at_once_each_count_once(shop):
+    with ThreadPoolExecutor(8) as crowd:
+        answers = list(crowd.map(lambda n: put(shop, n), range(16)))
+    assert sorted(answer.status for answer in answers) == [200] * 15 + [201]
+    [document] = shop.database["stock"].find()
+    assert document["rev"] == 16 and document["available"] in range(16)
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_put_of_unknown_outcome_is_a_503(shop, monkeypatch, done):
+    put(shop, 1)
+    bulk_write = group_commit.bulk_write
+
+    def done_without_an_answer(collection, writes):
+        if done:
+            bulk_write(collection, writes)
+        raise AutoReconnect("gone")
+
+    monkeypatch.setattr(group_commit, "bulk_write", done_without_an_answer)
+    read = shop.admin("GET", "/stock/A1").headers["etag"]
+    for headers in ({"if_match": read, "idempotency_key": "k"}, {"if_match": read}, {}):
+        answer = put(shop, 7, **headers)
+        assert (answer.status, answer.headers["retry-after"]) == (503, "2"), headers
+        if done:
+            break  # the next one's precondition does not hold any longer
+    monkeypatch.setattr(group_commit, "bulk_write", bulk_write)
+    assert put(shop, 7, if_match=read, idempotency_key="k").json["available"] == 7
+
+
+@pytest.mark.parametrize("path", ["/orders", "/stock", "/stock/A1"])
+def test_what_is_known_already_is_not_sent_again(shop, path):
+    put(shop, 1)
+    shop.client.create()
+    tag = shop.client("GET", path).headers["etag"]
+    again = shop.client("GET", path, if_none_match=tag)
+    assert (again.status, again.body, again.headers["etag"]) == (304, b"", tag)
+    put(shop, 2)
+    shop.client.create()
+    assert shop.client("GET", path, if_none_match=tag).status == 200
+
+
+# --- a crowd
+
+
+def test_what_waited_too_long_for_a_thread_is_refused(shop, monkeypatch):
+    before, calls = measured("orderproc_shed_total"), shop.break_store(StoreUnavailable())
+    monkeypatch.setattr("core.http.app.seconds_waited", lambda: 1.1)
+    for method, body in (("GET", None), ("POST", ORDER)):
+        answer = shop.client(method, "/orders", body)
+        assert (answer.status, answer.headers["retry-after"]) == (503, "2")
+        assert answer.problem["type"] == "urn:orderproc:unavailable"
+    assert not calls and not shop.outbox.documents, "nobody was asked"
+    assert measured("orderproc_shed_total") == before + 2
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/metrics"])
+def test_probes_are_answered_however_long_they_waited(shop, monkeypatch, path):
+    monkeypatch.setattr("core.http.app.seconds_waited", lambda: 9.0)
+    before = measured("orderproc_shed_total")
+    assert shop.nobody("GET", path).status == 200
+    assert measured("orderproc_shed_total") == before
+
+
+def test_a_probe_that_waited_finds_the_store_as_it_is(shop, monkeypatch):
+    monkeypatch.setattr("core.http.app.seconds_waited", lambda: 9.0)
+    assert shop.nobody("GET", "/readyz").json["store"] == "up"
+
+
+def test_the_wait_for_a_thread_is_measured(shop, monkeypatch):
+    name = "orderproc_request_queue_seconds"
+    before = measured(f"{name}_count"), measured(f"{name}_sum")
+    monkeypatch.setattr("core.http.app.seconds_waited", lambda: 0.5)
+    assert shop.client("GET", "/orders").status == 200
+    assert (measured(f"{name}_count"), measured(f"{name}_sum")) == (before[0] + 1, before[1] + 0.5)
+
+
+def test_who_waited_for_a_thread_waits_less_for_the_store(shop, monkeypatch):
+    left = []
+    monkeypatch.setattr("core.http.app.seconds_waited", lambda: 0.9)
+    monkeypatch.setattr(shop.orders, "page", lambda *args: left.append(time_left(10)) or [])
+    assert shop.client("GET", "/orders").status == 200
+    assert 1.5 < left[0] <= ANSWER_WITHIN - 0.9
 
 
 @pytest.mark.parametrize("available", [0, 1000000000])
@@ -403,7 +590,7 @@ def test_the_edges_of_available(shop, available):
 def test_walking_the_stock_gives_every_sku_once(shop):
     skus = sorted(f"S{n}" for n in range(7))
     for sku in skus:
-        shop.stock.put(sku, 1)
+        shop.stock.fill({sku: 1})
     seen, cursor = [], ""
     while cursor is not None:
         page = shop.client("GET", f"/stock?limit=3{cursor and '&cursor='}{cursor}").json

@@ -218,8 +218,7 @@ def test_calls_without_parameters_take_none(shop, method, path):
 
 def test_a_cursor_shows_nobody_more_than_the_list_does(shop):
     mine, theirs = ([client.create()["id"] for _ in range(2)] for client in (shop.client, shop.rival))
-    shop.stock.put("A1", 1)
-    shop.stock.put("B2", 1)
+    shop.stock.fill({"A1": 1, "B2": 1})
     cursor = shop.client("GET", "/orders?limit=1").json["next"]
     assert shop.client("GET", f"/orders?limit=100&cursor={cursor}").status == 200, "the page may have another size"
     of_stock = shop.client("GET", "/stock?limit=1").json["next"]
@@ -252,9 +251,13 @@ def test_a_malformed_cursor_is_400(shop):
             '"abc"; x=1', '"a", "b"', '"a\x7f"']
 )  # fmt: skip
 def test_a_malformed_idempotency_key_is_400(shop, key):
-    answer = shop.client("POST", "/orders", ORDER, idempotency_key=key)
-    assert answer.status == 400 and answer.problem["type"] == "urn:orderproc:malformed"
-    assert not shop.outbox.documents
+    for client, method, path, body in [
+        (shop.client, "POST", "/orders", ORDER),
+        (shop.admin, "PUT", "/stock/A1", {"available": 1}),
+    ]:
+        answer = client(method, path, body, idempotency_key=key)
+        assert answer.status == 400 and answer.problem["type"] == "urn:orderproc:malformed"
+    assert not shop.outbox.documents and shop.stock.get("A1") is None
 
 
 # --- 404: the order, the SKU
@@ -465,7 +468,7 @@ def test_of_several_faults_the_first_in_order_is_reported(shop, monkeypatch):
         (413, shop.admin, "PUT", f"{path}?x=1", long, {}),
         (400, shop.admin, "PUT", f"{path}?x=1", b"{}", {}),
         (400, shop.admin, "PUT", path, b"{", {}),
-        (422, shop.admin, "PUT", path, b"{}", {}),
+        (422, shop.admin, "PUT", path, b"{}", {"if_match": '"x"'}),
         (503, shop.admin, "PUT", "/stock/A1", b'{"available": 1}', {}),
     ]
     break_it(shop, monkeypatch, "stock.put", StoreUnavailable())

@@ -32,7 +32,7 @@ MAY_IMPORT = {  # of what is ours; a name stands for itself and all below it, an
 MAY_IMPORT_IN_A_FUNCTION = {"orderproc.py": {"consumer", "lambdas.local"}}
 ONLY = {  # who speaks to the outside through what
     "pymongo": {"core/store/"},
-    "bson": set(),
+    "bson": {"core/store/"},
     "mongomock": {"core/store/connection.py"},
     "pika": {"core/bus/"},
     "secantus": set(),
@@ -43,7 +43,7 @@ ONLY = {  # who speaks to the outside through what
     "boto3": {"core/flow/services.py", "lambdas/tokens.py"},
     "prometheus_client": {"core/base/metrics.py", "core/running/health.py"},
 }
-LARGEST_PROGRAM = 2580  # lines of code; a commit that raises this says why
+LARGEST_PROGRAM = 2975  # lines of code; a commit that raises this says why
 LARGEST_MUST_READ = 550
 LARGEST_FILE = 200
 LARGEST_FUNCTION = 25

@@ -14,7 +14,7 @@ from core.order.events import Event, parse
 from core.order.state_machine import Outcome, unfinished_steps
 from core.order.view import view
 from core.running.discovery import discover
-from core.store.connection import StoreUnavailable
+from core.store.connection import DocumentRefused, StoreUnavailable
 from tests.support.buses import FakeBus, running
 from tests.support.consumer import Desk, HandDelivery
 from tests.support.samples import LABEL, an_order, api_event, place
@@ -187,11 +187,26 @@ def test_parked_at_once_is_what_is_no_event(body, outcomes):
     assert reason and len(reason) < 1000
 
 
-def test_parked_at_once_is_an_event_of_a_missing_order():
+def test_a_missing_order_is_parked_after_the_last_try(outcomes):
+    """A store that has just failed over may not know it yet."""
     desk = Desk(email=created())
     id, body = desk.place()
     desk.database["orders"].delete_one({"_id": id})
-    assert end_of(desk.give("email", body)) == ("park", f"there is no order {id}", 1)
+    assert [end_of(desk.give("email", body, tries)) for tries in (0, 1)] == [("retry", 1.0, 1), ("retry", 5.0, 2)]
+    [end, reason, tries] = end_of(desk.give("email", body, 2))
+    assert (end, tries) == ("park", 3) and f"there is no order {id}" in reason
+    wait_for(lambda: outcomes() == {"retried": 2, "parked": 1})
+
+
+@pytest.mark.parametrize(("there", "end"), [(199, "ack"), (200, "retry")])
+def test_an_order_takes_events_up_to_two_hundred(there, end):
+    desk = Desk(email=created(lambda event, services: Event("inventory_reserved")))
+    id, body = desk.place()
+    others = [{"id": str(n), "type": "inventory_reserved", "orderstatus": "pending"} for n in range(1, there)]
+    desk.database["orders"].update_one({"_id": id}, {"$push": {"events": {"$each": others}}})
+    assert desk.handle("email", body) == end and len(desk.orders.get(id)["events"]) == 200
+    if end == "retry":
+        assert desk.lines(id) == [{"failed": "order_created", "try": 1, "error": "EventInvalid"}]
 
 
 def test_skipped_an_event_for_another_release_stays_an_unfinished_step(outcomes):
@@ -241,6 +256,38 @@ def test_without_the_store_messages_wait_and_no_try_is_spent(method, monkeypatch
     assert desk.lines(id) == [{"done": "order_created"}]
 
 
+def test_a_handler_runs_again_only_when_a_write_works(monkeypatch, outcomes):
+    ran, pings, works = [], [], []
+    desk = Desk(email=created(lambda event, services: ran.append(1)))
+    id, body = desk.place()
+    monkeypatch.setattr(desk.orders, "record", away(1, desk.orders.record))
+    monkeypatch.setattr(desk.store, "ping", lambda: (pings.append(1), bool(works))[1])
+    monkeypatch.setattr(desk.stop, "wait", lambda seconds: threading.Event().wait(0.01))
+    delivery = desk.give("email", body)
+    wait_for(lambda: len(pings) > 5, 5)
+    assert len(ran) == 1 and delivery.ends == [] and outcomes() == {} and desk.lines(id) == []
+    works.append("again")
+    assert end_of(delivery) == ("ack",) and len(ran) == 2
+    wait_for(lambda: outcomes() == {"done": 1})
+
+
+def test_what_the_store_refuses_for_certain_is_a_failed_try(monkeypatch):
+    def refuse(*_):
+        raise DocumentRefused("121 it does not validate")
+
+    def take(event, services):
+        assert services.stock.take(event.order["items"]) == {}
+
+    desk = Desk(inventory=created(take))
+    id, body = desk.place()
+    monkeypatch.setattr(desk.orders, "record", refuse)
+    assert end_of(desk.give("inventory", body)) == ("retry", 1.0, 1)
+    assert desk.available() == 10 and desk.pending_moves() == []
+    assert desk.lines(id, "inventory") == [{"failed": "order_created", "try": 1, "error": "DocumentRefused"}]
+    monkeypatch.setattr(desk.orders, "record_failure", refuse)
+    assert end_of(desk.give("inventory", body, tries=2))[0] == "park", "the message alone tells of it"
+
+
 def test_a_failure_that_cannot_be_recorded_does_not_count_yet(monkeypatch):
     desk = Desk(email=created(fails))
     id, body = desk.place()
@@ -252,7 +299,7 @@ def test_a_failure_that_cannot_be_recorded_does_not_count_yet(monkeypatch):
 def test_a_store_going_away_inside_a_handler_costs_no_try(monkeypatch):
     desk = Desk(inventory=created(lambda event, services: services.stock.take(event.order["items"]) and None))
     id, body = desk.place()
-    monkeypatch.setattr(desk.stock, "take", away(1, desk.stock.take))
+    monkeypatch.setattr(desk.store.moves, "take", away(1, desk.store.moves.take))
     assert desk.handle("inventory", body) == "ack"
     assert desk.bus.sent == [] and desk.lines(id, "inventory") == [{"done": "order_created"}]
     wait_for(lambda: desk.available() == 8)
@@ -271,8 +318,8 @@ def test_a_take_of_unknown_outcome_is_never_recorded(monkeypatch):
 
     desk = Desk(inventory=created(take_and_ignore_errors))
     id, body = desk.place()
-    take = desk.stock.take
-    monkeypatch.setattr(desk.stock, "take", done_without_an_answer)
+    take = desk.store.moves.take
+    monkeypatch.setattr(desk.store.moves, "take", done_without_an_answer)
     assert desk.handle("inventory", body) == "ack"
     wait_for(lambda: len(desk.pending_moves()) == 1, what="the recorded take is committed, the other still pending")
     [step], [move] = desk.orders.get(id)["steps"], desk.pending_moves()
@@ -410,7 +457,7 @@ def test_answers_without_subscribers_are_not_mandatory_and_leave_the_outbox():
 
 def test_an_event_that_another_process_publishes_is_not_published_twice():
     desk = Desk(inventory=created(lambda event, services: Event("inventory_reserved")), email=created())
-    id = place(desk.orders)["_id"]  # and its event is in the outbox until the API's publisher has its confirm
+    id = place(desk.store)["_id"]  # and its event is in the outbox until the API's publisher has its confirm
     for name in ("inventory", "email"):
         assert desk.handle(name, desk.body(id)) == "ack"
     assert [message.type for message in desk.bus.sent] == ["inventory_reserved"]
@@ -430,7 +477,7 @@ def test_a_fenced_attempt_is_rolled_back_and_tried_again(outcomes):
         assert services.stock.take(event.order["items"]) == {}
         if not fenced:  # the sweep thought this process dead
             fenced.append(desk.pending_moves()[0]["id"].split(".")[0])
-            desk.orders.fence(event.subject, fenced[0])
+            desk.store.open_orders.fence([(event.subject, fenced[0])])
         return Event("inventory_reserved")
 
     fenced = []
@@ -480,7 +527,7 @@ def shop():
 
 
 def test_an_order_goes_from_created_to_processed_and_is_mailed(shop):
-    id = place(shop.orders, shop.bus)["_id"]
+    id = place(shop.store, shop.bus)["_id"]
     wait_for(lambda: shop.lines(id) == [{"done": "order_confirmed"}])
     document = shop.orders.get(id)
     assert (document["status"], view(document)["shipment"]) == ("processed", LABEL)
@@ -491,7 +538,7 @@ def test_an_order_goes_from_created_to_processed_and_is_mailed(shop):
 
 def test_a_function_failing_twice_is_called_again_without_inventory_noticing(shop):
     shop.functions.failures = 2
-    id = place(shop.orders, shop.bus)["_id"]
+    id = place(shop.store, shop.bus)["_id"]
     wait_for(lambda: shop.lines(id) == [{"done": "order_confirmed"}])
     failed = {"failed": "inventory_reserved", "error": "FunctionFailed"}
     assert shop.lines(id, "shipping") == [{**failed, "try": 1}, {**failed, "try": 2}, {"event": "order_confirmed"}]
@@ -499,7 +546,7 @@ def test_a_function_failing_twice_is_called_again_without_inventory_noticing(sho
 
 
 def test_an_order_without_stock_fails_and_the_customer_is_informed(shop):
-    id = place(shop.orders, shop.bus, quantity=11)["_id"]
+    id = place(shop.store, shop.bus, quantity=11)["_id"]
     wait_for(lambda: shop.lines(id) == [{"done": "order_failed"}])
     assert [call["template"] for function, call in shop.functions.calls if function == "send_email"] == ["order_failed"]
     assert view(shop.orders.get(id))["failureReason"] == "out_of_stock" and shop.available() == 10

@@ -69,7 +69,7 @@ def sell(desk: Desk, count: int, deliveries: int) -> Counter:
     session = Running(desk.bus, desk.subscriptions, deliver=deliver)
     with ThreadPoolExecutor(32) as crowd:
         for _ in range(count):
-            crowd.submit(lambda: desk.outbox.publish_pending(place(desk.orders, quantity=1)))
+            crowd.submit(lambda: desk.outbox.publish_pending(place(desk.store, quantity=1)))
     wait_for(lambda: desk.database["orders"].count_documents({"status": {"$ne": "pending"}}) == count, 60)
     wait_for(lambda: not desk.pending_moves(), 10)
     session.end()

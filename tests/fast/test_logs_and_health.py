@@ -1,15 +1,21 @@
 """Log lines, metrics and the health routes."""
 
+import contextvars
 import io
 import json
 import logging
+import socket
+import threading
+from types import SimpleNamespace
 
 import bottle
 import pytest
 
 from core.base import metrics
 from core.base.logs import Lines, context, set_up_logging
-from core.running.health import add_health
+from core.base.settings import SettingInvalid, load
+from core.http import serving
+from core.running.health import add_health, serve_health
 
 
 def written(as_json: bool, message: str = "sent", error: Exception | None = None, **extra) -> str:
@@ -72,7 +78,7 @@ def test_logging_is_json_on_standard_error_without_a_terminal(monkeypatch):
 
 def call(path: str, store: bool = True, broker: bool = True, needs_broker: bool = True) -> tuple[int, str, bytes]:
     app, answer = bottle.Bottle(), {}
-    add_health(app, lambda: store, lambda: broker, needs_broker)
+    add_health(app, SimpleNamespace(ping=lambda: store), lambda: broker, needs_broker)
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": path, "wsgi.input": io.BytesIO(), "wsgi.errors": io.StringIO()}
     body = b"".join(app(environ, lambda status, headers, _: answer.update(status=status, headers=dict(headers))))
     return int(answer["status"][:3]), answer["headers"]["Content-Type"], body
@@ -97,6 +103,28 @@ def test_readyz_is_503_while_what_is_needed_is_missing(store, broker, needs_brok
     assert json.loads(body) == {"ready": ready, "store": words[store], "broker": words[broker]}
 
 
+def test_without_a_port_of_their_own_no_server_starts():
+    before = threading.active_count()
+    serve_health(load({}), "API_METRICS_PORT", SimpleNamespace(ping=lambda: True), lambda: True, needs_broker=False)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("variable", ["API_METRICS_PORT", "METRICS_PORT"])
+def test_a_health_port_in_use_is_named(variable):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = load({variable: str(taken.getsockname()[1])})
+        with pytest.raises(SettingInvalid, match=f"^{variable}: cannot listen on 127.0.0.1"):
+            serve_health(settings, variable, SimpleNamespace(ping=lambda: True), lambda: True, needs_broker=False)
+
+
+def test_a_request_knows_how_long_it_waited():
+    seen = []
+    waiting = serving.Queued(SimpleNamespace(service=lambda: seen.append(serving.seconds_waited()), cancel=None))
+    waiting._since -= 1.5
+    contextvars.copy_context().run(waiting.service)
+    assert 1.5 <= seen[0] < 2.5 and serving.seconds_waited() == 0, "outside of a request nobody waits"
+
+
 def test_metrics_are_prometheus_text_with_the_names_of_the_design():
     metrics.ORDERS.labels("pending").inc()
     status, kind, body = call("/metrics")
@@ -106,6 +134,6 @@ def test_metrics_are_prometheus_text_with_the_names_of_the_design():
         "orderproc_http_request_seconds", "orderproc_orders_total", "orderproc_events_total", "orderproc_outbox_events",
         "orderproc_outbox_oldest_seconds", "orderproc_deliveries_total", "orderproc_handler_seconds",
         "orderproc_dead_messages", "orderproc_batch_size", "orderproc_store_commands_total",
-        "orderproc_sweep_resent_total",
+        "orderproc_sweep_resent_total", "orderproc_request_queue_seconds", "orderproc_shed_total",
     } <= names  # fmt: skip
     assert 'orderproc_orders_total{status="pending"}' in body.decode()

@@ -64,10 +64,9 @@ def provoke(shop, monkeypatch):
     made = shop.client.create({**ORDER, "email": "a@b.cd", "shippingAddress": ADDRESS}, idempotency_key="used")["id"]
     final = shop.client.create()["id"]
     shop.database["orders"].update_one({"_id": final}, {"$set": {"status": "processed"}})
-    shop.stock.put("A1", 1)
-    shop.stock.put("B2", 1)
+    shop.stock.fill({"A1": 1, "B2": 1})
     one, gone = f"/orders/{made}", f"/orders/{uuid.uuid4()}"
-    etag = shop.client("GET", one).headers["etag"]
+    etag, any_tag = shop.client("GET", one).headers["etag"], {"if_none_match": "*"}
     calls = [
         (shop.client, "POST", "/orders", ORDER, {}), (shop.client, "POST", "/orders", b"{", {}),
         (shop.nobody, "POST", "/orders", ORDER, {}), (shop.reader, "POST", "/orders", ORDER, {}),
@@ -88,7 +87,10 @@ def provoke(shop, monkeypatch):
         (shop.client, "GET", "/stock?cursor=-", None, {}), (shop.nobody, "GET", "/stock", None, {}),
         (shop.client, "GET", "/stock/A1", None, {}), (shop.client, "GET", "/stock/none", None, {}),
         (shop.client, "GET", "/stock/A1?x=1", None, {}), (shop.nobody, "GET", "/stock/A1", None, {}),
+        *[(shop.client, "GET", path, None, any_tag) for path in ("/orders", "/stock", "/stock/A1")],
         (shop.admin, "PUT", "/stock/A1", {"available": 1}, {}), (shop.admin, "PUT", "/stock/A1", {}, {}),
+        (shop.admin, "PUT", "/stock/C3", {"available": 1}, {}),
+        (shop.admin, "PUT", "/stock/A1", {"available": 1}, {"if_match": '"old"'}),
         (shop.admin, "PUT", "/stock/A1", b"", {}), (shop.admin, "PUT", "/stock/A1", b" " * 70000, {}),
         (shop.admin, "PUT", "/stock/A1", {}, {"content_encoding": "gzip"}), (shop.client, "PUT", "/stock/A1", {}, {}),
         (shop.nobody, "PUT", "/stock/A1", {}, {}),

@@ -66,7 +66,36 @@ def test_a_missing_variable_is_named_with_what_it_must_be(variable, value):
 )
 def test_a_wrong_value_is_named_shown_and_set_right(variable, value):
     text = complaint(**{variable: value})
-    assert text.startswith(f"{variable}: not {value!r}; it must be")
+    shown = "" if variable in ("MONGODB_URL", "AMQP_URL") else f"not {value!r}; "
+    assert text.startswith(f"{variable}: {shown}it must be")
+
+
+@pytest.mark.parametrize("variable", ["MONGODB_URL", "AMQP_URL"])
+def test_a_url_is_never_shown(variable):
+    assert "s3cret" not in complaint(**{variable: "http://user:s3cret@host"})
+    assert "s3cret" not in complaint(**{variable: "mongodb://[user:s3cret@host", "AMQP_URL": "amqp://[user:s3cret@h"})
+
+
+@pytest.mark.parametrize("rest", ["user:s3cret@h\u2100/", "user:[s3cret]@h/", "user:p[s3cret]x@h/", "s3cret@[h/"])
+@pytest.mark.parametrize(("variable", "scheme"), [("MONGODB_URL", "mongodb"), ("AMQP_URL", "amqp")])
+def test_why_a_url_is_none_never_shows_its_password(variable, scheme, rest):
+    text = complaint(**{variable: f"{scheme}://{rest}"})
+    assert text.startswith(f"{variable}: it must be") and "s3cret" not in text
+
+
+@pytest.mark.parametrize("rest", ["user:s3cret@h:port/", "user:s3cret@h:99999/", "user:s3cret#@h/", "user:s3c/ret@h/"])
+def test_a_brokers_port_is_a_number(rest):
+    text = complaint(AMQP_URL=f"amqp://{rest}")
+    assert text.startswith("AMQP_URL: it must be") and "s3c" not in text
+
+
+def test_a_url_may_name_several_hosts():
+    assert load({"MONGODB_URL": "mongodb://u:p%40@a:27017,b:27018/x"}).mongodb_url.endswith("/x")
+
+
+def test_a_port_of_its_own_for_the_apis_metrics_is_optional():
+    assert load({}).api_metrics_port is None and load({"API_METRICS_PORT": "0"}).api_metrics_port == 0
+    assert complaint(API_METRICS_PORT="-1").endswith("it must be a whole number from 0 to 65535 or empty")
 
 
 def test_an_empty_value_is_the_default():

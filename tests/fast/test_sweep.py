@@ -1,17 +1,21 @@
 """The sweep: what it sends again, when, to whom; what it closes; how it ends old pending moves."""
 
+import math
 from datetime import timedelta
 
 import pytest
 from prometheus_client import REGISTRY
 
 from core.base.ids import now
-from core.flow.sweep import CROWDED, patience
+from core.flow.sweep import BATCH, CROWDED, patience
 from core.order.state_machine import step_name
 from core.order.view import view
-from core.store.connection import StoreUnavailable
+from core.store import group_commit
+from core.store.connection import StoreUnavailable, connect
+from core.store.group_commit import bulk_write
 from tests.support.consumer import Desk
 from tests.support.samples import LABEL, an_attempt, answer, event_of, place
+from tests.support.wire_store import WireStore
 from tools.chaos.system import wait_for
 
 ENDED = dict.fromkeys(["order_failed", "order_cancelled"])
@@ -55,7 +59,7 @@ def record(shop, event, handler, *answers, moves=(), attempt=None):
 
 def shipped(shop):
     """A processed order whose mail is unfinished."""
-    created = event_of(published(shop, place(shop.orders)))
+    created = event_of(published(shop, place(shop.store)))
     held = event_of(record(shop, created, "inventory", answer(created, "inventory", "inventory_reserved")))
     return record(shop, held, "shipping", answer(held, "shipping", "order_confirmed", shipment=LABEL))
 
@@ -72,7 +76,7 @@ def is_open(shop, document) -> bool:
 
 
 def test_a_waiting_outbox_event_is_published_after_ten_untouched_seconds(shop):
-    document = place(shop.orders)
+    document = place(shop.store)
     assert after(shop, 9) == []
     assert after(shop, 1) == [("order_created", "")]
     wait_for(lambda: shop.orders.get(document["_id"])["outbox"] == [], 5)
@@ -80,14 +84,14 @@ def test_a_waiting_outbox_event_is_published_after_ten_untouched_seconds(shop):
 
 def test_an_unroutable_event_is_published_every_ten_seconds(shop):
     shop.bus.outcome = "unroutable"
-    document = place(shop.orders)
+    document = place(shop.store)
     assert [after(shop, 10) for _ in range(3)] == [[("order_created", "")]] * 3
     assert shop.orders.get(document["_id"])["outbox"] == [document["events"][0]["id"]]
 
 
 def test_a_published_event_is_not_also_sent_to_its_subscribers(shop):
     shop.bus.outcome = "unroutable"
-    place(shop.orders)
+    place(shop.store)
     assert after(shop, 3600) == [("order_created", "")]
 
 
@@ -95,7 +99,7 @@ def test_a_published_event_is_not_also_sent_to_its_subscribers(shop):
 
 
 def test_unfinished_steps_are_resent_after_sixty_seconds_and_ever_later(shop):
-    published(shop, place(shop.orders))
+    published(shop, place(shop.store))
     sent_after = [seconds for seconds in range(10, 7210, 10) if after(shop, 10) == [("order_created", "inventory")]]
     assert sent_after == [60, 120, 240, 480, 960, 1920, 3720, 5520]
 
@@ -106,7 +110,7 @@ def test_patience_doubles_up_to_half_an_hour(sweeps, seconds):
 
 
 def test_whatever_happens_to_an_order_starts_its_patience_anew(shop):
-    created = event_of(published(shop, place(shop.orders)))
+    created = event_of(published(shop, place(shop.store)))
     assert after(shop, 60) and after(shop, 60)
     record(shop, created, "inventory", answer(created, "inventory", "inventory_reserved"))
     assert after(shop, 59) == []
@@ -114,7 +118,7 @@ def test_whatever_happens_to_an_order_starts_its_patience_anew(shop):
 
 
 def test_only_the_handlers_that_miss_an_event_get_it_again(shop):
-    document = published(shop, place(shop.orders))
+    document = published(shop, place(shop.store))
     ended = published(shop, shop.cancel(document["_id"]))
     record(shop, event_of(ended), "inventory")
     assert after(shop, 60) == [("order_cancelled", "shipping"), ("order_cancelled", "email")]
@@ -127,7 +131,7 @@ def test_a_final_order_still_gets_its_mail(shop):
 
 
 def test_a_queue_that_is_long_gets_nothing_more(shop):
-    published(shop, place(shop.orders))
+    published(shop, place(shop.store))
     shop.bus.depths["inventory"] = CROWDED + 1
     assert [after(shop, 60), after(shop, 60)] == [[], []]
     shop.bus.depths["inventory"] = CROWDED
@@ -136,7 +140,7 @@ def test_a_queue_that_is_long_gets_nothing_more(shop):
 
 @pytest.mark.parametrize("full", ["inventory", "shipping", "email"])
 def test_one_long_queue_holds_up_no_other_and_doubles_nothing(shop, full):
-    document = published(shop, place(shop.orders))
+    document = published(shop, place(shop.store))
     published(shop, shop.cancel(document["_id"]))
     shop.bus.depths[full] = 5000
     others = [("order_cancelled", name) for name in HANDLERS if name != full]
@@ -144,14 +148,14 @@ def test_one_long_queue_holds_up_no_other_and_doubles_nothing(shop, full):
 
 
 def test_a_failed_try_counts_as_touched_until_the_next_try(shop):
-    created = event_of(published(shop, place(shop.orders)))
+    created = event_of(published(shop, place(shop.store)))
     shop.orders.record_failure(created, step_name("inventory", created.id), an_attempt(), 1, "TimeoutError", 90)
     assert after(shop, 149) == []
     assert after(shop, 1) == [("order_created", "inventory")]
 
 
 def test_a_parked_step_keeps_its_order_open_without_being_resent(shop):
-    document = published(shop, place(shop.orders))
+    document = published(shop, place(shop.store))
     created = event_of(document)
     shop.orders.record_failure(created, step_name("inventory", created.id), an_attempt(), 4, "TimeoutError", None)
     assert [after(shop, 60) for _ in range(5)] == [[]] * 5
@@ -160,9 +164,85 @@ def test_a_parked_step_keeps_its_order_open_without_being_resent(shop):
 
 def test_what_was_sent_again_is_counted(shop):
     before = measured("orderproc_sweep_resent_total", handler="inventory")
-    published(shop, place(shop.orders))
+    published(shop, place(shop.store))
     after(shop, 60)
     assert measured("orderproc_sweep_resent_total", handler="inventory") == before + 1
+
+
+@pytest.mark.parametrize(("depth", "minutes"), [(1500, 1.5), (5000, 5), (300_000, 30)])
+def test_a_crowded_queue_puts_the_next_look_off(shop, depth, minutes):
+    """A backlog costs the store a look at each order once while it lasts."""
+    document = published(shop, place(shop.store))
+    shop.bus.depths["inventory"] = depth
+    assert after(shop, 60) == []
+    ahead = shop.orders.get(document["_id"])["due"] - now()
+    assert timedelta(minutes=minutes - 0.1) < ahead <= timedelta(minutes=minutes)
+    assert shop.sweep.round() == 0
+
+
+def test_a_due_time_by_a_wrong_clock_is_put_right(shop):
+    document = published(shop, place(shop.store))
+    later = now() + timedelta(hours=5)
+    shop.database["orders"].update_one({"_id": document["_id"]}, {"$set": {"due": later, "touched": later}})
+    assert shop.sweep.round() == 1 and shop.sweep.round() == 0
+    assert shop.orders.get(document["_id"])["due"] < now() + timedelta(minutes=31)
+    assert [after(shop, 30 * 60), after(shop, 60)] == [[], [("order_created", "inventory")]]
+
+
+# --- what somebody has edited, and what is not written
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"$unset": {"sweeps": 1}},
+        {"$unset": {"outbox": 1}},
+        {"$unset": {"rev": 1, "steps": 1}},
+        {"$set": {"events": [{}]}},
+        {"$push": {"events": {"orderstatus": "old"}}},
+        {"$set": {"touched": "yesterday"}},
+    ],
+    ids=str,
+)
+def test_a_malformed_order_is_left_alone_and_stops_no_other(shop, edit):
+    odd, good = (published(shop, place(shop.store)) for _ in range(2))
+    shop.pass_time(60)
+    shop.pass_time(60, odd["_id"])  # it comes first
+    shop.database["orders"].update_one({"_id": odd["_id"]}, edit)
+    assert shop.sweep.round() == 2
+    assert [message.type for message in shop.bus.drain() if good["_id"] in message.body.decode()] == ["order_created"]
+    assert shop.sweep.round() == 0
+    ahead = shop.database["orders"].find_one({"_id": odd["_id"]})["due"] - now()
+    assert timedelta(minutes=1) < ahead <= timedelta(minutes=30)
+
+
+def test_what_is_logged_of_a_malformed_order_names_nobody(shop, caplog):
+    document = published(shop, place(shop.store))
+    shop.database["orders"].update_one({"_id": document["_id"]}, {"$unset": {"sweeps": 1}})
+    after(shop, 60)
+    logged = [str(vars(record)) for record in caplog.records]
+    assert any(document["_id"] in line for line in logged) and not any("ada@" in line for line in logged)
+
+
+def test_while_the_store_takes_no_writes_nothing_is_sent(shop, monkeypatch):
+    place(shop.store)
+    published(shop, place(shop.store))
+    shop.pass_time(60)
+
+    def refuse(writes):
+        shop.stop.set()
+        raise StoreUnavailable("no room")
+
+    monkeypatch.setattr(shop.store.open_orders, "write", refuse)
+    shop.sweep.run()
+    assert shop.bus.sent == []
+
+
+def test_an_order_whose_look_is_refused_is_not_sent_again(shop, monkeypatch):
+    published(shop, place(shop.store))
+    bulk = shop.store.open_orders._bulk
+    monkeypatch.setattr(bulk, "do_each", lambda writes: [None for _ in writes])
+    assert [after(shop, 60), after(shop, 1), after(shop, 1)][1:] == [[], []]
 
 
 # --- closing
@@ -177,14 +257,14 @@ def test_an_order_without_unfinished_steps_is_closed(shop):
 def test_an_order_that_something_happened_to_meanwhile_is_not_closed(shop, monkeypatch):
     document = shipped(shop)
     document = record(shop, event_of(document), "email")
-    look_again = shop.orders.look_again
+    look_again = shop.store.open_orders.look_again
 
     def look_again_late(read, due, *more):
         assert due is None, "it is to be closed"
         shop.database["orders"].update_one({"_id": read["_id"]}, {"$inc": {"rev": 1}})
         return look_again(read, due, *more)
 
-    monkeypatch.setattr(shop.orders, "look_again", look_again_late)
+    monkeypatch.setattr(shop.store.open_orders, "look_again", look_again_late)
     assert after(shop, 10) == [] and is_open(shop, document)
 
 
@@ -199,7 +279,7 @@ def test_an_event_waiting_in_an_outbox_keeps_its_order_open(shop):
 
 
 def test_pending_orders_without_unfinished_steps_are_closed_and_can_reopen(shop):
-    created = event_of(published(shop, place(shop.orders)))
+    created = event_of(published(shop, place(shop.store)))
     document = record(shop, created, "inventory")
     after(shop, 10)
     assert not is_open(shop, document)
@@ -212,12 +292,12 @@ def test_pending_orders_without_unfinished_steps_are_closed_and_can_reopen(shop)
 
 def take(shop, document, attempt, units=4) -> list[dict]:
     """Have an attempt take units; gives the moves that its order is to record."""
-    shop.stock.take(f"{attempt}.0", document["_id"], {"A1": units})
+    shop.store.moves.take(f"{attempt}.0", document["_id"], {"A1": units})
     return [{"move": f"{attempt}.0", "sku": "A1", "quantity": units}]
 
 
 def test_a_pending_move_is_left_alone_for_sixty_seconds(shop):
-    take(shop, place(shop.orders), "a1")
+    take(shop, place(shop.store), "a1")
     after(shop, 59)
     assert len(shop.pending_moves()) == 1
     after(shop, 2)
@@ -225,7 +305,7 @@ def test_a_pending_move_is_left_alone_for_sixty_seconds(shop):
 
 
 def test_the_old_pending_move_of_a_recorded_attempt_is_committed(shop):
-    document = place(shop.orders)
+    document = place(shop.store)
     record(shop, event_of(document), "inventory", moves=take(shop, document, "a1"), attempt="a1")
     after(shop, 61)
     wait_for(lambda: shop.pending_moves() == [] and shop.available() == 6)
@@ -233,8 +313,8 @@ def test_the_old_pending_move_of_a_recorded_attempt_is_committed(shop):
 
 
 def test_an_old_pending_give_back_that_was_recorded_is_committed(shop):
-    document = place(shop.orders)
-    shop.stock.give_back("a1.0", document["_id"], {"A1": -4})
+    document = place(shop.store)
+    shop.store.moves.give_back("a1.0", document["_id"], {"A1": -4})
     moves = [{"move": "a1.0", "sku": "A1", "quantity": -4}]
     record(shop, event_of(document), "inventory", moves=moves, attempt="a1")
     after(shop, 61)
@@ -242,7 +322,7 @@ def test_an_old_pending_give_back_that_was_recorded_is_committed(shop):
 
 
 def test_old_unrecorded_attempts_are_fenced_and_their_moves_rolled_back(shop):
-    document = place(shop.orders)
+    document = place(shop.store)
     moves = take(shop, document, "a1")
     after(shop, 61)
     assert shop.pending_moves() == [] and shop.available() == 10
@@ -252,22 +332,22 @@ def test_old_unrecorded_attempts_are_fenced_and_their_moves_rolled_back(shop):
 
 def test_an_attempt_is_fenced_before_its_pending_move_rolls_back(shop, monkeypatch):
     """The other way round, an attempt could be recorded between the two, with nothing held."""
-    document = place(shop.orders)
+    document = place(shop.store)
     take(shop, document, "a1")
-    seen, roll_back = [], shop.stock.roll_back
+    seen, end = [], shop.store.moves.end
 
-    def see(move, lines):
-        seen.append((move, lines, shop.orders.get(document["_id"])["fenced"]))
-        roll_back(move, lines)
+    def see(moves):
+        seen.append((moves[0][1]["id"], shop.orders.get(document["_id"])["fenced"]))
+        end(moves)
 
-    monkeypatch.setattr(shop.stock, "roll_back", see)
+    monkeypatch.setattr(shop.store.moves, "end", see)
     after(shop, 61)
-    assert seen == [("a1.0", {"A1": 4}, ["a1"])]
+    assert seen == [("a1.0", ["a1"])]
 
 
 def test_a_recorded_attempts_unrecorded_pending_move_is_rolled_back(shop):
     """It was short on another line, and the roll-back was lost."""
-    document = place(shop.orders)
+    document = place(shop.store)
     take(shop, document, "a1")
     record(shop, event_of(document), "inventory", attempt="a1")
     after(shop, 61)
@@ -280,36 +360,114 @@ def test_a_pending_move_of_a_missing_order_is_rolled_back(shop):
     assert shop.pending_moves() == [] and shop.available() == 10
 
 
-# --- the lease
-
-
-def test_of_two_sweeps_one_looks(shop):
-    place(shop.orders)
+def test_pending_moves_grow_old_by_beats_and_no_clock(shop, monkeypatch):
+    take(shop, place(shop.store), "a1")
+    shop.store.lease.now = 500
     shop.sweep.round()
-    other = shop.new_sweep()
+    assert [move["mark"] for move in shop.pending_moves()] == [500]
+    monkeypatch.setattr("core.flow.sweep.now", lambda: now() + timedelta(days=1))
+    for beat in (501, 559):
+        shop.store.lease.now = beat
+        shop.sweep.round()
+        assert [move["mark"] for move in shop.pending_moves()] == [500]
+    shop.store.lease.now = 560
+    shop.sweep.round()
+    assert shop.pending_moves() == [] and shop.available() == 10
+
+
+@pytest.fixture
+def bulks(monkeypatch):
+    """The sizes of all bulks since it was cleared."""
+    sizes = []
+    monkeypatch.setattr(
+        group_commit, "bulk_write", lambda to, writes: (sizes.append(len(writes)), write(to, writes))[1]
+    )
+    write = bulk_write
+    return sizes
+
+
+def test_many_old_moves_are_ended_in_batches(shop, bulks):
+    shop.stock.fill({"Z9": 1000})
+    for number in range(BATCH + 50):
+        shop.store.moves.take(f"a{number}.0", f"o{number}", {"Z9": 1})
+    shop.pass_time(61)
+    bulks.clear()
+    shop.sweep.round()
+    assert len(shop.pending_moves()) == 50 and len(bulks) < BATCH / 4, bulks
+    shop.sweep.round()
+    assert shop.pending_moves() == [] and shop.available("Z9") == 1000
+
+
+def test_many_orders_are_looked_at_in_batches(shop, bulks):
+    shop.bus.outcome = "unsent"
+    for _ in range(BATCH + 50):
+        place(shop.store)
     shop.pass_time(10)
-    assert other.round() == 0 and sent(shop) == []
+    bulks.clear()
+    assert [shop.sweep.round() for _ in range(3)] == [BATCH, 50, 0]
+    assert sum(bulks) == BATCH + 50 and len(bulks) < BATCH / 4
+
+
+ODD_MOVES = [
+    {"id": 7, "order": "o", "units": 1, "mark": 0},
+    {"id": "a.0", "order": "o", "units": "many", "mark": 0},
+    {"id": "a.0", "order": "o", "units": 1, "mark": "x"},
+    {"id": "a.0", "order": {"$in": []}, "units": 1, "mark": 0},
+    {"mark": 0},
+    "a text",
+]
+
+
+@pytest.mark.parametrize("odd", ODD_MOVES, ids=str)
+def test_a_malformed_move_stops_no_other(shop, odd):
+    take(shop, place(shop.store), "a1")
+    shop.database["stock"].insert_one({"_id": "0", "available": 1, "moves": [odd, {"mark": 0}]})
+    shop.sweep.round()
+    shop.store.lease.now += 60
+    shop.sweep.round()
+    assert shop.available() == 10
+
+
+@pytest.mark.parametrize("steps", [[{"step": "x", "moves": [{}]}], [{}], [7], None], ids=str)
+def test_a_malformed_order_of_an_old_move_stops_no_other(shop, steps):
+    odd, good = place(shop.store), place(shop.store)
+    take(shop, odd, "a1", units=1)
+    take(shop, good, "a2")
+    shop.database["orders"].update_one({"_id": odd["_id"]}, {"$set": {"steps": steps}})
+    shop.pass_time(61)
+    shop.sweep.round()
+    assert shop.available() in (9, 10) and "a2.0" not in [move["id"] for move in shop.pending_moves()]
+
+
+# --- the lease (what it is: test_lease.py)
+
+
+def test_whoever_has_not_the_lease_does_not_look(shop):
+    place(shop.store)
+    shop.pass_time(10)
+    held, shop.store.lease.now = shop.store.lease.now, 0
+    assert shop.sweep.round() == 0 and sent(shop) == []
+    shop.store.lease.now = held
     assert shop.sweep.round() == 1
 
 
-def test_a_sweep_whose_holder_died_goes_to_another(shop):
-    shop.sweep.round()
-    shop.database["leases"].update_one({"_id": "sweep"}, {"$set": {"until": now() - timedelta(seconds=1)}})
-    place(shop.orders)
-    shop.pass_time(10)
-    assert shop.new_sweep().round() == 1
+def test_a_stopped_sweep_frees_the_lease(shop):
+    shop.stop.set()
+    shop.sweep.run()
+    assert shop.store.lease.freed
 
 
 # --- a bus that forgets
 
 
 def test_a_forgetful_bus_gets_unfinished_and_parked_steps_at_start(shop):
-    published(shop, place(shop.orders))
-    parked = event_of(published(shop, place(shop.orders)))
+    published(shop, place(shop.store))
+    parked = event_of(published(shop, place(shop.store)))
     shop.orders.record_failure(parked, step_name("inventory", parked.id), an_attempt(), 4, "TimeoutError", None)
-    place(shop.orders)
+    place(shop.store)
     done = shipped(shop)
     record(shop, event_of(done), "email")
+    wait_for(lambda: now() > shop.orders.get(done["_id"])["touched"], 1)
     sweep = shop.new_sweep(forgetful=True)
     assert sweep.round() == 4
     assert sorted(sent(shop)) == [("order_created", "")] + [("order_created", "inventory")] * 2
@@ -318,30 +476,52 @@ def test_a_forgetful_bus_gets_unfinished_and_parked_steps_at_start(shop):
     assert sent(shop) == []
 
 
-def test_starting_on_a_forgetful_bus_ends_earlier_pending_moves(shop):
-    take(shop, place(shop.orders), "a1")
-    wait_for(lambda: now() > shop.pending_moves()[0]["at"], 1)
+def test_a_forgetful_bus_gets_steps_whose_next_try_was_ahead(shop):
+    """The message that was to bring it died with the process before."""
+    created = event_of(published(shop, place(shop.store)))
+    shop.orders.record_failure(created, step_name("inventory", created.id), an_attempt(), 1, "TimeoutError", 90)
     shop.new_sweep(forgetful=True).round()
+    assert sent(shop) == [("order_created", "inventory")]
+
+
+def test_starting_on_a_forgetful_bus_ends_earlier_pending_moves(shop):
+    take(shop, place(shop.store), "a1")
+    start_forgetful(shop).round()
     assert shop.pending_moves() == [] and shop.available() == 10
 
 
-def test_starting_on_a_forgetful_bus_fences_no_attempt_it_caused(shop, monkeypatch):
-    """A memory bus delivers at once, and the worker's moves are as new as the round."""
-    document, publish = published(shop, place(shop.orders)), shop.bus.publish
-
-    def publish_and_handle(message, done):
-        take(shop, document, "a2")
-        wait_for(lambda: now() > shop.pending_moves()[0]["at"], 1)
-        publish(message, done)
-
-    monkeypatch.setattr(shop.bus, "publish", publish_and_handle)
-    shop.new_sweep(forgetful=True).round()
+def test_starting_on_a_forgetful_bus_fences_no_attempt_it_caused(shop):
+    document = published(shop, place(shop.store))
+    sweep = start_forgetful(shop)
+    take(shop, document, "a2")
+    sweep.round()
     assert sent(shop) == [("order_created", "inventory")]
     assert len(shop.pending_moves()) == 1 and shop.orders.get(document["_id"])["fenced"] == []
 
 
+def start_forgetful(shop):
+    """A sweep that has begun to run on a bus in memory, some minutes after the first ever did; no round yet."""
+    shop.store.lease.now = 100
+    wait_for(lambda: not list(shop.database["orders"].find({"touched": {"$gte": now()}})), 1)
+    sweep = shop.new_sweep(forgetful=True)
+    shop.stop.set()
+    sweep.run()
+    return sweep
+
+
+def test_waking_goes_in_batches_and_each_order_once(shop):
+    for _ in range(5):
+        published(shop, place(shop.store))
+    wait_for(lambda: not list(shop.database["orders"].find({"touched": {"$gte": now()}})), 1)
+    began = now()
+    woken = [shop.store.open_orders.wake(2, began) for _ in range(4)]
+    assert woken == [2, 2, 1, 0]
+    shop.sweep.round()
+    assert sorted(sent(shop)) == [("order_created", "inventory")] * 5
+
+
 def test_a_broker_that_keeps_its_queues_needs_no_such_start(shop):
-    published(shop, place(shop.orders))
+    published(shop, place(shop.store))
     assert shop.new_sweep(forgetful=False).round() == 0 and sent(shop) == []
 
 
@@ -349,19 +529,80 @@ def test_a_broker_that_keeps_its_queues_needs_no_such_start(shop):
 
 
 def test_the_outboxes_are_measured(shop):
-    place(shop.orders)
-    place(shop.orders)
+    place(shop.store)
+    place(shop.store)
     shop.pass_time(5)
     shop.sweep.round()
     assert measured("orderproc_outbox_events") == 2 and 4 < measured("orderproc_outbox_oldest_seconds") < 60
 
 
 def test_who_does_not_sweep_shows_nothing_of_the_outboxes(shop):
-    place(shop.orders)
+    place(shop.store)
     shop.pass_time(5)
     shop.sweep.round()
-    shop.new_sweep(forgetful=False).round()  # the lease is another's
+    shop.store.lease.now = 0  # it is another's
+    shop.sweep.round()
     assert measured("orderproc_outbox_events") == measured("orderproc_outbox_oldest_seconds") == 0
+
+
+def test_outboxes_that_cannot_be_measured_show_no_number(shop, monkeypatch):
+    def away(most):
+        shop.stop.set()
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(shop.store.open_orders, "outbox_size", away)
+    shop.sweep.run()
+    assert math.isnan(measured("orderproc_outbox_events")) and math.isnan(measured("orderproc_outbox_oldest_seconds"))
+
+
+def test_the_outboxes_of_so_many_orders_are_counted_at_most(shop):
+    for _ in range(5):
+        place(shop.store)
+    assert shop.store.open_orders.outbox_size(3)[0] == 3
+
+
+def test_an_outbox_is_known_by_when_it_began_to_wait(shop):
+    document = place(shop.store)
+    assert document["outboxSince"] == document["createdAt"]
+    assert "outboxSince" not in published(shop, document)
+    cancelled = shop.cancel(document["_id"])
+    assert cancelled["outboxSince"] == cancelled["updatedAt"]
+    shop.database["orders"].update_one({"_id": document["_id"]}, {"$push": {"outbox": "another"}})
+    shop.orders.clear(document["_id"], cancelled["outbox"][0])
+    wait_for(lambda: shop.orders.get(document["_id"])["outbox"] == ["another"], 5)
+    assert "outboxSince" in shop.orders.get(document["_id"])
+
+
+def test_ten_thousand_orders_are_counted_at_most(shop, monkeypatch):
+    asked = []
+    monkeypatch.setattr(shop.store.open_orders, "outbox_size", lambda most: (asked.append(most), (most, now()))[1])
+    shop.sweep.round()
+    assert asked == [10_000] and measured("orderproc_outbox_events") == 10_000
+
+
+def test_a_clock_that_goes_back_takes_no_order_back(shop, monkeypatch):
+    document = published(shop, place(shop.store))
+    before = now() - timedelta(hours=2)
+    for module in ("core.store.orders", "core.flow.sweep"):
+        monkeypatch.setattr(f"{module}.now", lambda: before)
+    cancelled = shop.cancel(document["_id"])
+    assert document["createdAt"] <= document["updatedAt"] == cancelled["updatedAt"]
+    shop.sweep.round()
+    assert shop.orders.get(document["_id"])["updatedAt"] == cancelled["updatedAt"]
+
+
+def test_whatever_a_round_reads_is_bounded():
+    with WireStore() as server:
+        shop = Desk(stock={"A1": 10}, database=connect(server.url), **HANDLERS)
+        take(shop, place(shop.store), "a1")
+        shop.pass_time(61)
+        server.commands.clear()
+        shop.new_sweep(forgetful=True).round()
+        shop.database.client.close()
+    plain = [command for name, command in server.commands if name == "find" and "$in" not in str(command["filter"])]
+    assert {command["find"] for command in plain} == {"orders", "stock"}
+    assert all(0 < command.get("limit", 0) <= BATCH for command in plain)
+    assert all({"$limit": 10_000} in command["pipeline"] for name, command in server.commands if name == "aggregate")
 
 
 def test_a_round_that_stumbles_does_not_end_the_sweep(shop, caplog):

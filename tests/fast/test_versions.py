@@ -20,7 +20,7 @@ from core.order.events import parse
 from core.order.schemas import event_schemas
 from core.order.view import view
 from core.running.discovery import discover
-from core.store.orders import Orders
+from core.store.store import Store
 from tests import fakes
 from tests.support.consumer import Desk
 from tests.support.lambda_runtimes import keep_to
@@ -160,7 +160,7 @@ def test_events_without_a_required_field_are_parked_with_the_reason(type):
 def test_an_order_keeps_and_hides_fields_of_the_next_release():
     desk = Desk(**HANDLERS)
     orders = desk.orders
-    document = place(orders, shippingAddress={"name": "Ada", "x-flag": True}, **SURPRISES)
+    document = place(desk.store, shippingAddress={"name": "Ada", "x-flag": True}, **SURPRISES)
     line = {"at": now(), "event": "x", "by": "x", "x-when": now()}
     desk.database["orders"].update_one({"_id": document["_id"]}, {"$push": {"timeline": line}})
     shown = view(orders.get(document["_id"]))
@@ -172,17 +172,16 @@ def test_an_order_keeps_and_hides_fields_of_the_next_release():
 
 def test_sweeps_close_orders_that_another_release_finds_once_due_again():
     database = mongomock.MongoClient()["orderproc"]
-    orders = Orders(database)
+    store = Store(database)
 
     def sweep(**handlers: dict[str, None]) -> list[str]:
         release = Desk(database=database, **handlers)
         release.sweep.round()
-        database.leases.delete_many({})
         return [message.handler for message in release.bus.sent]
 
-    id, long_ago = place(orders)["_id"], now() - timedelta(minutes=2)
+    id, long_ago = place(store)["_id"], now() - timedelta(minutes=2)
     database.orders.update_one({"_id": id}, {"$set": {"due": long_ago, "touched": long_ago, "outbox": []}})
-    assert sweep(email={"order_failed": None}) == [] and "due" not in orders.get(id)
+    assert sweep(email={"order_failed": None}) == [] and "due" not in store.orders.get(id)
     assert sweep(points={"order_created": None}) == []
     database.orders.update_many({"due": {"$exists": False}}, {"$set": {"due": now()}, "$inc": {"rev": 1}})
     assert sweep(points={"order_created": None}) == ["points"]

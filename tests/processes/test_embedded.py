@@ -1,5 +1,6 @@
 """`make run`: everything in one process, with a bundled store, or with one in memory."""
 
+import json
 import os
 import signal
 import subprocess
@@ -64,6 +65,27 @@ def test_kill_9_of_the_program_ends_the_bundled_store(embedded):
     assert store_processes(running)
     running.kill("api")
     wait_for(lambda: not store_processes(running), 10, "the store ended with its program")
+
+
+def test_the_death_of_the_bundled_store_ends_the_process(embedded):
+    running = embedded()
+    running.call("POST", "/orders", running.order())
+    process = running.processes.pop("api")
+    os.kill(store_of(running), signal.SIGKILL)
+    assert process.wait(10) == 1
+    last = [json.loads(line) for line in running.log("api").splitlines() if line.startswith("{")][-1]
+    assert last["level"] == "CRITICAL" and "the embedded store ended with 137" in last["message"]
+    assert store_processes(running) == {}
+    running.start("api")
+    running.wait_ready()
+    running.wait_until_final()
+    assert len(running.orders()) == 1 and running.check({"A1": 1000}) == []
+
+
+def test_a_clean_end_says_nothing_of_a_dead_store(embedded):
+    running = embedded()
+    assert running.stop("api") == 0
+    assert "ended with" not in running.log("api") and "CRITICAL" not in running.log("api")
 
 
 def test_a_restart_right_after_kill_9_works_each_time(embedded):

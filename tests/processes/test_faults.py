@@ -3,16 +3,22 @@
 FAULT_SECONDS is how long outages last: short here, as long as you like for a soak.
 """
 
+import http.client
+import json
 import os
 import signal
+import threading
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 
 import pytest
 
 from core.base.ids import now
 from tests.support.servers import BrokerNode, delete_queues
-from tools.chaos.system import wait_for
+from tools.chaos.system import SECRET, free_port, wait_for
 
 OUTAGE = float(os.environ.get("FAULT_SECONDS", "8"))
 STOCK = {"A1": 100_000}
@@ -117,6 +123,66 @@ def test_a_frozen_store_gives_503_within_3_seconds_without_parking(system, own_s
     running.age_moves()
     running.wait_until_whole(STOCK)
     assert not [line for order in running.orders() for line in order["timeline"] if "failed" in line]
+
+
+def test_a_crowd_on_a_frozen_store_gets_503_within_3_seconds(system, own_store_server):
+    running = stocked(system(mongodb_url=own_store_server.url("crowd")))
+    own_store_server.process.send_signal(signal.SIGSTOP)
+    try:
+        answers = crowd(running, 100 * ["POST"] + 100 * ["GET"])
+    finally:
+        own_store_server.process.send_signal(signal.SIGCONT)
+    slowest = max(seconds for _, seconds in answers)
+    print(f"200 clients on a frozen store: {Counter(status for status, _ in answers)}, the slowest in {slowest:.2f} s")
+    assert {status for status, _ in answers} == {503}
+    assert slowest < 3.2
+    running.wait_ready()
+
+
+def crowd(running, methods: list[str]) -> list[tuple[int, float]]:
+    """Call /orders on as many connections at once; gives (status, seconds from sending to the answer)."""
+    together = threading.Barrier(len(methods))
+
+    def client(method: str) -> tuple[int, float]:
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=30)
+        headers = {"Authorization": f"Bearer {SECRET}", "Content-Type": "application/json"}
+        with closing(connection):
+            connection.connect()
+            together.wait()
+            started = time.monotonic()
+            connection.request(method, "/orders", json.dumps(running.order()) if method == "POST" else None, headers)
+            response = connection.getresponse()
+            response.read()
+            return response.status, time.monotonic() - started
+
+    with ThreadPoolExecutor(len(methods)) as pool:
+        return list(pool.map(client, methods))
+
+
+def test_the_health_port_answers_while_all_threads_wait(system, own_store_server):
+    health = free_port()
+    store = own_store_server.url("threads")
+    running = stocked(system(mongodb_url=store, WEB_THREADS="4", API_METRICS_PORT=str(health)))
+    assert running.call("GET", "/readyz", port=health) == (200, {"ready": True, "store": "up", "broker": "up"})
+    own_store_server.process.send_signal(signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(9) as pool:
+            waiting = [pool.submit(running.call, "POST", "/orders", running.order()) for _ in range(8)]
+            time.sleep(0.3)
+            beside = pool.submit(running.call, "GET", "/healthz")  # on the main port it waits with the others
+            for path in ("/healthz", "/metrics") * 5:
+                started = time.monotonic()
+                assert running.call("GET", path, port=health)[0] == 200
+                assert time.monotonic() - started < 0.5
+            assert not any(each.done() for each in [*waiting, beside])
+            assert running.metric("orderproc_request_queue_seconds_count", port=health) >= 1
+            assert running.call("GET", "/orders", port=health)[0] == 404, "it serves nothing else"
+            wait_for(lambda: running.call("GET", "/readyz", port=health)[0] == 503, 4, "not ready")
+            assert {each.result()[0] for each in waiting} == {503} and beside.result()[0] == 200
+        assert running.metric("orderproc_shed_total", port=health) >= 1
+    finally:
+        own_store_server.process.send_signal(signal.SIGCONT)
+    wait_for(lambda: running.call("GET", "/readyz", port=health)[0] == 200, what="ready again")
 
 
 def test_sigterm_under_load_answers_everything_accepted_and_exits_0(system):

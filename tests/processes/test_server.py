@@ -17,6 +17,7 @@ from swagger_ui_bundle import swagger_ui_path
 
 from core.base.settings import ROOT
 from tests.support.api import ORDER
+from tests.support.wire_store import WireStore, always, on, refuse
 from tools.chaos.system import free_port, wait_for
 
 PROGRAM = """
@@ -55,6 +56,15 @@ class Server:
         connection.request("POST", "/orders", body if isinstance(body, bytes) else json.dumps(body), HEADERS | headers)
         response = connection.getresponse()
         return response.status, response.headers, response.read()
+
+    def timed(self, path):
+        """GET it; gives the status, Retry-After, and the seconds that took."""
+        with closing(self.connect()) as connection:
+            began = time.monotonic()
+            connection.request("GET", path, headers=HEADERS)
+            response = connection.getresponse()
+            response.read()
+            return response.status, response.headers["Retry-After"], time.monotonic() - began
 
     def raw(self, data, seconds=5):
         """Send bytes, give everything that comes back until the other side hangs up or falls silent."""
@@ -200,6 +210,22 @@ def test_a_client_that_goes_away_harms_nobody(server):
     assert server.post()[0] == 201
 
 
+# --- a crowd
+
+
+def test_who_waits_over_a_second_for_a_thread_is_refused(server):
+    slow = [background(server.post, ORDER | {"customerId": "sleep 1.6"}) for _ in range(4)]  # all of its threads
+    time.sleep(0.2)
+    late = [background(server.timed, path) for path in ("/orders", "/stock", "/healthz", "/readyz")]
+    for thread, _ in slow + late:
+        thread.join()
+    assert [result[0][0] for _, result in slow] == [201] * 4
+    assert [result[0][0] for _, result in late] == [503, 503, 200, 200]
+    for _, [(status, retry_after, seconds)] in late:
+        assert retry_after == ("2" if status == 503 else None) and seconds < 2.5
+    assert server.post()[0] == 201, "and it lives on"
+
+
 # --- how it ends
 
 
@@ -207,9 +233,9 @@ def test_a_client_that_goes_away_harms_nobody(server):
 def test_what_was_accepted_is_answered_and_new_connections_are_refused(number):
     with serving() as server:
         waiting = [
-            background(server.post, ORDER | {"customerId": "sleep 1"}) for _ in range(12)
+            background(server.post, ORDER | {"customerId": "sleep 0.35"}) for _ in range(12)
         ]  # three rounds of 4 threads
-        time.sleep(0.5)
+        time.sleep(0.2)
         began = server.end(number)
         wait_for(server.refuses, 2, "new connections are refused")
         assert server.process.poll() is None
@@ -317,10 +343,15 @@ def test_clients_that_never_pause_lose_no_order():
 # --- how it starts
 
 
-def run_main(**env):
+def run_main(*program, **env):
     base = {"PATH": os.environ["PATH"], "MONGODB_URL": "memory", "AMQP_URL": "embedded", "API_KEYS": "a:secret-1"}
     return subprocess.run(
-        [sys.executable, "orderproc.py"], cwd=ROOT, env=base | env, capture_output=True, text=True, timeout=20
+        [sys.executable, *(program or ["orderproc.py"])],
+        cwd=ROOT,
+        env=base | env,
+        capture_output=True,
+        text=True,
+        timeout=20,
     )
 
 
@@ -333,6 +364,82 @@ def test_a_wrong_setting_stops_the_start_with_one_line(env, named):
     ended = run_main(**env)
     assert ended.returncode == 2 and ended.stdout == ""
     assert ended.stderr.startswith(named) and ended.stderr.count("\n") == 1 and "hunter2" not in ended.stderr
+
+
+SECRET = "hunter2"
+BAD_STORES = (
+    f"mongodb://user:p@{SECRET}@127.0.0.1:1/orderproc",  # an @ that is not escaped
+    f"mongodb://user:p%{SECRET}@127.0.0.1:1/orderproc",
+    f"mongo://user:{SECRET}@127.0.0.1:1/orderproc",
+    f"http://user:{SECRET}@127.0.0.1:1/orderproc",
+    f"user:{SECRET}@127.0.0.1",
+    f"mongodb://user:{SECRET}@[127.0.0.1/orderproc",
+    f"mongodb://user:{SECRET}@127.0.0.1:port/orderproc",
+    f"mongodb://user:{SECRET}@127.0.0.1:99999/orderproc",
+    f"mongodb://user:{SECRET}@127.0.0.1:1/orderproc?retryWrite=false",  # no such option
+    f"mongodb://user:{SECRET}@127.0.0.1:1/orderproc?readPreference=whatever",
+    f"mongodb://user:{SECRET}@127.0.0.1:1/orderproc?authMechanism=GUESS",
+    f"mongodb://user:{SECRET}@127.0.0.1:1/order%20proc",
+    f"mongodb+srv://user:{SECRET}@store.invalid/orderproc",
+)
+
+
+@pytest.mark.parametrize("program", ["orderproc.py", "consumer.py"])
+@pytest.mark.parametrize("url", BAD_STORES)
+def test_a_store_url_that_cannot_work_is_one_line(program, url):
+    ended = run_main(program, MONGODB_URL=url, AMQP_URL="amqp://127.0.0.1:1", PORT="0", METRICS_PORT="0")
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith("MONGODB_URL: ") and ended.stderr.count("\n") == 1 and not ended.stdout
+    assert SECRET not in ended.stderr and url not in ended.stderr
+
+
+@pytest.mark.parametrize("program", ["orderproc.py", "consumer.py"])
+@pytest.mark.parametrize("url", ["amqp://user:hunter2@[::1/x", "http://user:hunter2@h", "amqp://user:hunter2#@h/"])
+def test_a_broker_url_that_cannot_work_is_one_line(program, url):
+    ended = run_main(program, MONGODB_URL="mongodb://127.0.0.1:1", AMQP_URL=url, PORT="0", METRICS_PORT="0")
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith("AMQP_URL: ") and ended.stderr.count("\n") == 1 and SECRET not in ended.stderr
+
+
+@pytest.mark.parametrize("program", ["orderproc.py", "consumer.py"])
+def test_a_wrong_password_stops_the_start_with_one_line(program):
+    with WireStore() as store:
+        store.fault = always(on("*", "saslStart"), refuse(18))
+        url = store.url.replace("mongodb://", f"mongodb://user:{SECRET}@")
+        ended = run_main(program, MONGODB_URL=url, AMQP_URL="amqp://127.0.0.1:1", PORT="0", METRICS_PORT="0")
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith("MONGODB_URL: the store refuses this user or password")
+    assert ended.stderr.count("\n") == 1 and SECRET not in ended.stderr
+
+
+# --- a part that dies
+
+
+DYING = """
+    import sys
+    from core.flow import sweep
+    from core.store import group_commit
+
+    def die(*_):
+        raise RuntimeError("its heart stopped")
+
+    sys.argv[:] = ["%s"]
+    %s = die
+    exec(compile(open(sys.argv[0]).read(), sys.argv[0], "exec"))
+"""
+
+
+@pytest.mark.parametrize(
+    "victim, name",
+    [("group_commit.GroupCommit._try_all", "batch-"), ("sweep.Sweep.run", "sweep")],
+)
+def test_a_dead_thread_ends_the_process(tmp_path, victim, name):
+    program = textwrap.dedent(DYING % ("orderproc.py", victim))
+    ended = run_main("-c", program, DATA_DIR=str(tmp_path), PORT="0", LOG_FORMAT="json")
+    lines = [json.loads(line) for line in ended.stderr.splitlines() if line.startswith("{")]
+    assert ended.returncode == 1, ended.stderr
+    [line] = [line for line in lines if line["level"] == "CRITICAL"]
+    assert line["message"].startswith(name) and "its heart stopped" in line["message"]
 
 
 def test_a_port_in_use_is_refused_as_a_bad_setting():

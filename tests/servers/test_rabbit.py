@@ -791,7 +791,7 @@ def parked(url: str, handler: str = "email") -> list[tuple[bytes, dict]]:
 def test_poison_is_parked_at_once_with_its_error_hindering_nobody(rabbit, consume):
     consumer = consume(email=GOOD)
     consumer.end()
-    order = place(consumer.orders)
+    order = place(consumer.store)
     valid = {**order["events"][0], "data": {"order": consumer.order(order["_id"])}}
     valid["data"]["order"].pop("timeline")
     nobodys = "01939e5a-0000-7000-8000-0000000000ff"
@@ -915,7 +915,7 @@ def test_messages_wait_for_an_absent_store_without_spending_a_try(
     consume, own_store_server
 ):  # fmt: skip
     consumer = consume(connect(own_store_server.url("orderproc")), email=GOOD)
-    document = place(consumer.orders)
+    document = place(consumer.store)
     id = document["_id"]
     own_store_server.stop()
     wait_for(lambda: not consumer.orders.ping())
@@ -964,7 +964,7 @@ def process(rabbit, tmp_path, store_server):
 
 def test_sigterm_finishes_only_the_work_in_hand_and_exits_0(rabbit, process):
     consumer = process(email=SLOW.format(folder=str(process.folder), seconds=2))
-    ids = [place(process.orders, process.bus)["_id"] for _ in range(5)]
+    ids = [place(process.store, process.bus)["_id"] for _ in range(5)]
     begun = wait_for(lambda: len(found := list(process.folder.glob("*.begun"))) == 2 and found)
     assert consumer.terminate() == 0, consumer.log()
     assert len(list(process.folder.glob("*.begun"))) == len(list(process.folder.glob("*.ended"))) == 2
@@ -996,7 +996,7 @@ def get(port: int, path: str) -> tuple[int, str] | None:
 
 def test_sigterm_does_not_wait_forever_for_a_hanging_handler(rabbit, process):
     consumer = process(email=SLOW.format(folder=str(process.folder), seconds=60))
-    place(process.orders, process.bus)
+    place(process.store, process.bus)
     wait_for(lambda: list(process.folder.glob("*.begun")))
     assert consumer.terminate() == 0, consumer.log()
     wait_for(lambda: length(rabbit, main_queue("email")) == 1, what="its message is back")
@@ -1018,7 +1018,7 @@ def test_sigterm_ends_a_consumer_even_while_the_broker_is_frozen(node, tmp_path)
 
 def test_kill_9_in_the_middle_of_a_handler_loses_nothing(process):
     consumer = process(email=SLOW.format(folder=str(process.folder), seconds=1))
-    id = place(process.orders, process.bus)["_id"]
+    id = place(process.store, process.bus)["_id"]
     wait_for(lambda: list(process.folder.glob("*.begun")))
     consumer.kill()
     process(email=SLOW.format(folder=str(process.folder), seconds=0))

@@ -1,22 +1,30 @@
 """The stock, on mongomock (no server needed) and on a real store: the same promises on both."""
 
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 
 import pytest
 
-from core.base.ids import now
 from core.flow.services import StockInDoubt, StockMoves
 from core.store.connection import StoreUnavailable
-from core.store.stock import Stock
+from core.store.store import Store
 from tools.chaos.system import wait_for
 
 
 @pytest.fixture
-def stock(database):
-    stock = Stock(database)
-    stock.fill({"A1": 10, "B2": 3, "C3": 0})
-    return stock
+def store(database):
+    store = Store(database)
+    store.stock.fill({"A1": 10, "B2": 3, "C3": 0})
+    return store
+
+
+@pytest.fixture
+def stock(store):
+    return store.stock
+
+
+@pytest.fixture
+def moves(store):
+    return store.moves
 
 
 @pytest.fixture
@@ -30,17 +38,17 @@ def pending(database):
     return lambda: {move["id"] for document in database["stock"].find() for move in document.get("moves", [])}
 
 
-def commit(stock, pending, id, moves):
-    """Commit moves, and wait until it is done."""
-    stock.commit(id, moves)
+def commit(moves, pending, id, lines):
+    """Commit a move, and wait until it is done."""
+    moves.commit(id, lines)
     wait_for(lambda: id not in pending(), 5)
 
 
 # --- what the API calls
 
 
-def test_stock_shows_the_units_free_to_sell_and_nothing_else(stock):
-    stock.take("n", "o", {"A1": 4})
+def test_stock_shows_the_units_free_to_sell_and_nothing_else(stock, moves):
+    moves.take("n", "o", {"A1": 4})
     assert stock.get("A1") == {"sku": "A1", "available": 6} and stock.get("Z9") is None
 
 
@@ -50,169 +58,193 @@ def test_pages_come_by_sku_and_begin_behind_a_cursor(stock):
     assert stock.page("S1", 4) == [{"sku": "S2", "available": 2}, {"sku": "S3", "available": 3}]
 
 
-def test_filling_never_writes_over_what_is_there(stock, available):
-    stock.take("n", "o", {"A1": 4})
+def test_filling_never_writes_over_what_is_there(stock, moves, available):
+    moves.take("n", "o", {"A1": 4})
     stock.fill({"A1": 10, "D4": 1})
     assert (available("A1"), available("D4")) == (6, 1)
 
 
-def test_setting_stock_leaves_what_is_held_in_doubt_alone(stock, available, pending):
-    stock.take("n", "o", {"A1": 4})
-    assert stock.put("A1", 100) == {"sku": "A1", "available": 100}
+def test_setting_stock_leaves_what_is_held_in_doubt_alone(stock, moves, available, pending):
+    moves.take("n", "o", {"A1": 4})
+    assert stock.put("A1", 100, "p1") == ({"sku": "A1", "available": 100}, False)
     assert available() == 100 and pending() == {"n"}
-    stock.roll_back("n", {"A1": 4})
+    moves.roll_back("n", {"A1": 4})
     assert available() == 104
 
 
-def test_setting_stock_makes_a_sku_that_can_be_taken(stock, available):
-    stock.put("N1", 2)
-    assert stock.take("n", "o", {"N1": 2}) == {} and available("N1") == 0
+def test_setting_stock_makes_a_sku_that_can_be_taken(stock, moves, available):
+    stock.put("N1", 2, "p1")
+    assert moves.take("n", "o", {"N1": 2}) == {} and available("N1") == 0
 
 
 def test_many_first_writes_of_a_sku_at_once_make_one(stock, database):
     with ThreadPoolExecutor(16) as crowd:
-        assert all(crowd.map(lambda n: stock.put("N1", n), range(16)))
+        assert all(crowd.map(lambda n: stock.put("N1", n, f"p{n}"), range(16)))
     assert database["stock"].count_documents({"_id": "N1"}) == 1
 
 
 # --- taking
 
 
-def test_a_take_removes_units_at_once_leaving_a_pending_move(stock, available, database):
-    assert stock.take("n", "o", {"A1": 4, "B2": 3}) == {}
+def test_a_take_removes_units_at_once_leaving_a_pending_move(moves, available, database):
+    assert moves.take("n", "o", {"A1": 4, "B2": 3}) == {}
     assert (available("A1"), available("B2")) == (6, 0)
     [move] = database["stock"].find_one({"_id": "A1"})["moves"]
     assert move.items() >= {"id": "n", "order": "o", "units": 4}.items()
 
 
-def test_a_take_repeated_takes_once(stock, available):
+def test_a_take_repeated_takes_once(moves, available):
     for _ in range(2):
-        assert stock.take("n", "o", {"A1": 4}) == {}
+        assert moves.take("n", "o", {"A1": 4}) == {}
     assert available() == 6
 
 
-def test_of_each_sku_all_units_are_taken_or_none(stock, available):
-    assert stock.take("n", "o", {"A1": 11, "B2": 2}) == {"A1": "out_of_stock"}
+def test_of_each_sku_all_units_are_taken_or_none(moves, available):
+    assert moves.take("n", "o", {"A1": 11, "B2": 2}) == {"A1": "out_of_stock"}
     assert (available("A1"), available("B2")) == (10, 1)
 
 
-def test_a_sku_nobody_knows_is_unknown(stock):
-    assert stock.take("n", "o", {"Z9": 1, "C3": 1}) == {"Z9": "unknown_sku", "C3": "out_of_stock"}
+def test_a_sku_nobody_knows_is_unknown(moves):
+    assert moves.take("n", "o", {"Z9": 1, "C3": 1}) == {"Z9": "unknown_sku", "C3": "out_of_stock"}
 
 
-def test_units_in_a_pending_take_make_a_shortage_doubtful(stock):
-    stock.take("other", "o1", {"A1": 8})
-    assert stock.take("n", "o2", {"A1": 4}) == {"A1": "in_doubt"}
+def test_units_in_a_pending_take_make_a_shortage_doubtful(moves):
+    moves.take("other", "o1", {"A1": 8})
+    assert moves.take("n", "o2", {"A1": 4}) == {"A1": "in_doubt"}
 
 
-def test_units_in_a_pending_give_back_make_a_shortage_doubtful(stock):
-    stock.give_back("other", "o1", {"C3": -5})
-    assert stock.take("n", "o2", {"C3": 4}) == {"C3": "in_doubt"}
+def test_units_in_a_pending_give_back_make_a_shortage_doubtful(moves):
+    moves.give_back("other", "o1", {"C3": -5})
+    assert moves.take("n", "o2", {"C3": 4}) == {"C3": "in_doubt"}
 
 
-def test_a_shortage_that_no_pending_move_can_end_is_certain(stock):
-    stock.take("other", "o1", {"A1": 8})
-    assert stock.take("n", "o2", {"A1": 11}) == {"A1": "out_of_stock"}
+def test_a_shortage_that_no_pending_move_can_end_is_certain(moves):
+    moves.take("other", "o1", {"A1": 8})
+    assert moves.take("n", "o2", {"A1": 11}) == {"A1": "out_of_stock"}
 
 
-def test_committed_units_are_gone_for_good(stock, pending):
-    stock.take("other", "o1", {"A1": 8})
-    commit(stock, pending, "other", {"A1": 8})
-    assert stock.take("n", "o2", {"A1": 4}) == {"A1": "out_of_stock"}
+def test_committed_units_are_gone_for_good(moves, pending):
+    moves.take("other", "o1", {"A1": 8})
+    commit(moves, pending, "other", {"A1": 8})
+    assert moves.take("n", "o2", {"A1": 4}) == {"A1": "out_of_stock"}
 
 
-def test_of_a_hundred_takes_at_once_exactly_ten_get_units(stock, available, pending):
+def test_of_a_hundred_takes_at_once_exactly_ten_get_units(moves, available, pending):
     with ThreadPoolExecutor(50) as crowd:
-        answers = list(crowd.map(lambda n: stock.take(f"n{n}", f"o{n}", {"A1": 1}), range(100)))
+        answers = list(crowd.map(lambda n: moves.take(f"n{n}", f"o{n}", {"A1": 1}), range(100)))
     assert answers.count({}) == 10 and available() == 0 and len(pending()) == 10
 
 
 # --- committing and rolling back
 
 
-def test_committed_takes_last_and_rolled_back_takes_are_undone(stock, available, pending):
-    stock.take("kept", "o", {"A1": 4})
-    stock.take("undone", "o", {"A1": 2})
-    commit(stock, pending, "kept", {"A1": 4})
-    stock.roll_back("undone", {"A1": 2})
+def test_committed_takes_last_and_rolled_back_takes_are_undone(moves, available, pending):
+    moves.take("kept", "o", {"A1": 4})
+    moves.take("undone", "o", {"A1": 2})
+    commit(moves, pending, "kept", {"A1": 4})
+    moves.roll_back("undone", {"A1": 2})
     assert available() == 6 and pending() == set()
 
 
-def test_a_give_back_adds_nothing_until_it_is_committed(stock, available, pending):
-    stock.give_back("back", "o", {"A1": -4})
+def test_a_give_back_adds_nothing_until_it_is_committed(moves, available, pending):
+    moves.give_back("back", "o", {"A1": -4})
     assert available() == 10 and pending() == {"back"}
-    commit(stock, pending, "back", {"A1": -4})
+    commit(moves, pending, "back", {"A1": -4})
     assert available() == 14
 
 
-def test_rolling_back_a_give_back_adds_nothing(stock, available, pending):
-    stock.give_back("back", "o", {"A1": -4})
-    stock.roll_back("back", {"A1": -4})
+def test_rolling_back_a_give_back_adds_nothing(moves, available, pending):
+    moves.give_back("back", "o", {"A1": -4})
+    moves.roll_back("back", {"A1": -4})
     assert available() == 10 and pending() == set()
 
 
-def test_a_give_back_repeated_gives_once(stock, available, pending, database):
+def test_a_give_back_repeated_gives_once(moves, available, pending, database):
     for _ in range(2):
-        stock.give_back("back", "o", {"A1": -4})
+        moves.give_back("back", "o", {"A1": -4})
     assert len(database["stock"].find_one({"_id": "A1"})["moves"]) == 1
-    commit(stock, pending, "back", {"A1": -4})
+    commit(moves, pending, "back", {"A1": -4})
     assert available() == 14
 
 
-def test_ending_a_pending_move_again_changes_nothing(stock, available, pending):
-    stock.take("kept", "o", {"A1": 4})
-    commit(stock, pending, "kept", {"A1": 4})
-    stock.take("undone", "o", {"A1": 2})
-    stock.give_back("back", "o", {"B2": -5})
-    commit(stock, pending, "back", {"B2": -5})
+def test_ending_a_pending_move_again_changes_nothing(moves, available, pending):
+    moves.take("kept", "o", {"A1": 4})
+    commit(moves, pending, "kept", {"A1": 4})
+    moves.take("undone", "o", {"A1": 2})
+    moves.give_back("back", "o", {"B2": -5})
+    commit(moves, pending, "back", {"B2": -5})
     for _ in range(2):
-        stock.roll_back("undone", {"A1": 2})
-        stock.roll_back("kept", {"A1": 4})
-        stock.commit("back", {"B2": -5})
+        moves.roll_back("undone", {"A1": 2})
+        moves.roll_back("kept", {"A1": 4})
+        moves.commit("back", {"B2": -5})
     assert (available("A1"), available("B2")) == (6, 8)
 
 
-def test_only_the_pending_move_that_is_meant_ends(stock, pending):
-    stock.take("a", "o1", {"A1": 1})
-    stock.take("b", "o2", {"A1": 1})
-    stock.roll_back("a", {"A1": 1})
+def test_only_the_pending_move_that_is_meant_ends(moves, pending):
+    moves.take("a", "o1", {"A1": 1})
+    moves.take("b", "o2", {"A1": 1})
+    moves.roll_back("a", {"A1": 1})
     assert pending() == {"b"}
 
 
 # --- what the sweep calls
 
 
-def test_old_pending_moves_are_those_made_before_a_moment(stock, database):
-    stock.take("old", "o1", {"A1": 1, "B2": 1})
-    stock.take("new", "o2", {"A1": 1})
-    long_ago = now() - timedelta(minutes=2)
-    for sku in ("A1", "B2"):
-        database["stock"].update_one({"_id": sku, "moves.id": "old"}, {"$set": {"moves.$.at": long_ago}})
-    found = stock.old_moves(now() - timedelta(minutes=1), 10)
-    assert sorted((sku, move["id"], move["order"]) for sku, move in found) == [("A1", "old", "o1"), ("B2", "old", "o1")]
-    assert len({sku for sku, _ in stock.old_moves(now() - timedelta(minutes=1), 1)}) == 1
+def test_pending_moves_are_marked_once_and_found_by_their_mark(moves):
+    moves.take("old", "o1", {"A1": 1, "B2": 1})
+    unmarked = moves.pending(0, 10)
+    assert sorted((sku, move["id"], move["order"]) for sku, move in unmarked) == [
+        ("A1", "old", "o1"),
+        ("B2", "old", "o1"),
+    ]
+    moves.mark(unmarked, 7)
+    moves.take("new", "o2", {"A1": 1})
+    moves.mark(unmarked, 8)
+    assert [move["id"] for _, move in moves.pending(6, 10)] == ["new"]
+    assert sorted(move["id"] for _, move in moves.pending(7, 10)) == ["new", "old", "old"]
+    assert len(moves.pending(7, 1)) == 1
 
 
-def end(stock, sku, move, as_committed):
-    """End a pending move by its entry, as the sweep does."""
-    (stock.commit if as_committed else stock.roll_back)(move["id"], {sku: move["units"]})
+def test_of_several_moves_only_the_one_meant_is_marked(moves, database):
+    for id in ("a", "b", "c"):
+        moves.take(id, "o", {"A1": 1})
+    entries = dict(zip("abc", moves.pending(0, 10), strict=True))
+    moves.mark([entries["b"]], 5)
+    moves.mark([entries["b"], entries["c"]], 9)  # one is marked already, in the same document
+    marks = {move["id"]: move["mark"] for move in database["stock"].find_one({"_id": "A1"})["moves"]}
+    assert marks == {"a": 0, "b": 5, "c": 9}
+
+
+def test_two_moves_of_one_document_are_ended_in_one_go(moves, available, pending):
+    moves.take("a", "o", {"A1": 1})
+    moves.give_back("b", "o", {"A1": -2})
+    moves.take("c", "o", {"A1": 3})
+    a, b, c = [move for _, move in moves.pending(0, 10)]
+    moves.end([("A1", a, False), ("A1", b, True), ("A1", c, True)])
+    assert (available(), pending()) == (9, set())
+
+
+def test_an_entry_that_is_no_move_is_passed_over(moves, database):
+    moves.take("n", "o", {"A1": 1})
+    database["stock"].update_one({"_id": "A1"}, {"$push": {"moves": {"mark": 0, "note": "by hand"}}})
+    assert [move["id"] for _, move in moves.pending(0, 10)] == ["n"]
 
 
 @pytest.mark.parametrize(("as_committed", "units"), [(True, 6), (False, 10)])
-def test_a_pending_take_commits_or_rolls_back_only_once(stock, available, database, pending, as_committed, units):
-    stock.take("n", "o", {"A1": 4})
+def test_a_pending_take_commits_or_rolls_back_only_once(moves, available, database, pending, as_committed, units):
+    moves.take("n", "o", {"A1": 4})
     [move] = database["stock"].find_one({"_id": "A1"})["moves"]
     for _ in range(2):
-        end(stock, "A1", move, as_committed)
+        moves.end([("A1", move, as_committed)])
     assert available() == units and pending() == set()
 
 
 @pytest.mark.parametrize(("as_committed", "units"), [(True, 14), (False, 10)])
-def test_a_pending_give_back_commits_or_rolls_back_only_once(stock, available, database, pending, as_committed, units):
-    stock.give_back("n", "o", {"A1": -4})
+def test_a_pending_give_back_commits_or_rolls_back_only_once(moves, available, database, pending, as_committed, units):
+    moves.give_back("n", "o", {"A1": -4})
     [move] = database["stock"].find_one({"_id": "A1"})["moves"]
     for _ in range(2):
-        end(stock, "A1", move, as_committed)
+        moves.end([("A1", move, as_committed)])
     assert available() == units and pending() == set()
 
 
@@ -221,35 +253,35 @@ def test_a_pending_give_back_commits_or_rolls_back_only_once(stock, available, d
 ORDER = {"_id": "o", "steps": []}
 
 
-def test_lines_of_one_sku_are_added_up(stock, available):
-    moves = StockMoves(stock, ORDER, "a", last_try=False)
-    assert moves.take([{"sku": "A1", "quantity": 4}, {"sku": "B2", "quantity": 1}, {"sku": "A1", "quantity": 5}]) == {}
+def test_lines_of_one_sku_are_added_up(moves, available):
+    made = StockMoves(moves, ORDER, "a", last_try=False)
+    assert made.take([{"sku": "A1", "quantity": 4}, {"sku": "B2", "quantity": 1}, {"sku": "A1", "quantity": 5}]) == {}
     assert available() == 1
-    assert [(move["sku"], move["quantity"]) for move in moves.made()] == [("A1", 9), ("B2", 1)]
-    assert moves.take([{"sku": "B2", "quantity": 2}, {"sku": "B2", "quantity": 2}]) == {"B2": "out_of_stock"}
+    assert [(move["sku"], move["quantity"]) for move in made.made()] == [("A1", 9), ("B2", 1)]
+    assert made.take([{"sku": "B2", "quantity": 2}, {"sku": "B2", "quantity": 2}]) == {"B2": "out_of_stock"}
 
 
-def test_a_line_that_is_short_takes_nothing_of_the_others(stock, available, pending):
-    moves = StockMoves(stock, ORDER, "a", last_try=False)
-    assert moves.take([{"sku": "A1", "quantity": 1}, {"sku": "C3", "quantity": 1}]) == {"C3": "out_of_stock"}
-    assert available() == 10 and pending() == set() and moves.made() == []
+def test_a_line_that_is_short_takes_nothing_of_the_others(moves, available, pending):
+    made = StockMoves(moves, ORDER, "a", last_try=False)
+    assert made.take([{"sku": "A1", "quantity": 1}, {"sku": "C3", "quantity": 1}]) == {"C3": "out_of_stock"}
+    assert available() == 10 and pending() == set() and made.made() == []
 
 
-def test_a_doubtful_shortage_is_retried_and_finally_out_of_stock(stock, pending):
-    stock.take("other", "o1", {"A1": 8})
+def test_a_doubtful_shortage_is_retried_and_finally_out_of_stock(moves, pending):
+    moves.take("other", "o1", {"A1": 8})
     line = [{"sku": "A1", "quantity": 4}]
     with pytest.raises(StockInDoubt):
-        StockMoves(stock, ORDER, "a", last_try=False).take(line)
-    assert StockMoves(stock, ORDER, "b", last_try=True).take(line) == {"A1": "out_of_stock"}
+        StockMoves(moves, ORDER, "a", last_try=False).take(line)
+    assert StockMoves(moves, ORDER, "b", last_try=True).take(line) == {"A1": "out_of_stock"}
     assert pending() == {"other"}
 
 
-def test_moves_are_committed_or_rolled_back_together(stock, available, pending):
+def test_moves_are_committed_or_rolled_back_together(moves, available, pending):
     for end, units in (("roll_back", 10), ("commit", 7)):
-        moves = StockMoves(stock, ORDER, end, last_try=False)
-        moves.take([{"sku": "A1", "quantity": 1}])
-        moves.take([{"sku": "A1", "quantity": 2}])
-        getattr(moves, end)()
+        made = StockMoves(moves, ORDER, end, last_try=False)
+        made.take([{"sku": "A1", "quantity": 1}])
+        made.take([{"sku": "A1", "quantity": 2}])
+        getattr(made, end)()
         wait_for(lambda: pending() == set(), 5)
         assert available() == units
 
@@ -257,32 +289,32 @@ def test_moves_are_committed_or_rolled_back_together(stock, available, pending):
 HOLDING = {"_id": "o", "steps": [{"moves": [{"move": "n", "sku": "A1", "quantity": 4}]}]}
 
 
-def test_a_give_back_returns_exactly_what_recorded_steps_hold(stock, available, pending):
-    moves = StockMoves(stock, HOLDING, "a", last_try=False)
-    moves.give_back()
-    assert [(move["sku"], move["quantity"]) for move in moves.made()] == [("A1", -4)]
-    moves.commit()
+def test_a_give_back_returns_exactly_what_recorded_steps_hold(moves, available, pending):
+    made = StockMoves(moves, HOLDING, "a", last_try=False)
+    made.give_back()
+    assert [(move["sku"], move["quantity"]) for move in made.made()] == [("A1", -4)]
+    made.commit()
     wait_for(lambda: available() == 14, 5)
-    nothing = StockMoves(stock, ORDER, "b", last_try=False)
+    nothing = StockMoves(moves, ORDER, "b", last_try=False)
     nothing.give_back()
     assert nothing.made() == [] and pending() == set()
 
 
-def test_giving_back_twice_in_one_run_gives_back_once(stock, available):
-    moves = StockMoves(stock, HOLDING, "a", last_try=False)
-    moves.give_back()
-    moves.give_back()
-    moves.commit()
+def test_giving_back_twice_in_one_run_gives_back_once(moves, available):
+    made = StockMoves(moves, HOLDING, "a", last_try=False)
+    made.give_back()
+    made.give_back()
+    made.commit()
     wait_for(lambda: available() >= 14, 5)
-    assert available() == 14 and sum(move["quantity"] for move in moves.made()) == -4
+    assert available() == 14 and sum(move["quantity"] for move in made.made()) == -4
 
 
-def test_an_unknown_outcome_that_a_handler_swallows_cannot_be_recorded(stock, monkeypatch):
+def test_an_unknown_outcome_that_a_handler_swallows_cannot_be_recorded(moves, monkeypatch):
     """Whether the units are held nobody knows; were they recorded as held, a later give-back could make units up."""
-    moves = StockMoves(stock, HOLDING, "a", last_try=False)
-    for name, call in (("take", lambda: moves.take([{"sku": "A1", "quantity": 1}])), ("give_back", moves.give_back)):
-        monkeypatch.setattr(stock, name, lambda *_: (_ for _ in ()).throw(StoreUnavailable("no answer")))
+    made = StockMoves(moves, HOLDING, "a", last_try=False)
+    for name, call in (("take", lambda: made.take([{"sku": "A1", "quantity": 1}])), ("give_back", made.give_back)):
+        monkeypatch.setattr(moves, name, lambda *_: (_ for _ in ()).throw(StoreUnavailable("no answer")))
         with pytest.raises(StoreUnavailable):
             call()
         with pytest.raises(StoreUnavailable):
-            moves.made()
+            made.made()

@@ -6,15 +6,15 @@ from datetime import timedelta
 
 import pymongo
 import pytest
-from bson.errors import InvalidDocument
 
 from core.base.ids import now
 from core.order.events import Event
 from core.order.state_machine import holdings, outcome_of, step_name, unfinished_steps
 from core.order.view import view
-from core.store.connection import StoreUnavailable
-from core.store.orders import KeyReused, Orders, StatusConflict
-from tests.support.samples import ADDRESS, LABEL, an_attempt, an_order, answer, api_event, event_of, place
+from core.store.connection import DocumentRefused, StoreUnavailable, within
+from core.store.orders import KeyReused, StatusConflict
+from core.store.store import Store
+from tests.support.samples import ADDRESS, LABEL, an_attempt, an_order, answer, api_event, event_of, stored_order
 from tools.chaos.system import wait_for
 
 HELD = [{"move": "n", "sku": "A1", "quantity": 2}]
@@ -29,8 +29,18 @@ SUBSCRIBERS = {
 
 
 @pytest.fixture
-def orders(database):
-    return Orders(database)
+def store(database):
+    return Store(database)
+
+
+@pytest.fixture
+def orders(store):
+    return store.orders
+
+
+@pytest.fixture
+def open_orders(store):
+    return store.open_orders
 
 
 def record(orders, event, handler, *answers, moves=(), attempt=None):
@@ -42,7 +52,7 @@ def record(orders, event, handler, *answers, moves=(), attempt=None):
 
 def reserved(orders, **fields):
     """An order whose stock is held; gives (document, its inventory_reserved)."""
-    created = event_of(place(orders, **fields))
+    created = event_of(stored_order(orders, **fields))
     document, _ = record(orders, created, "inventory", answer(created, "inventory", "inventory_reserved"), moves=HELD)
     return document, event_of(document)
 
@@ -60,18 +70,18 @@ def fail(orders, event, handler="shipping", tries=1, wait=2.0, attempt=None):
 
 
 def test_an_order_and_its_first_event_are_one_document(orders, database):
-    document = place(orders)
+    document = stored_order(orders)
     assert document == database["orders"].find_one({"_id": document["_id"]})
     assert document["outbox"] == [document["events"][0]["id"]]
     assert (document["events"][0]["type"], document["status"]) == ("order_created", "pending")
 
 
 def test_every_order_without_a_key_is_a_new_one(orders):
-    assert len({place(orders)["_id"] for _ in range(3)}) == 3
+    assert len({stored_order(orders)["_id"] for _ in range(3)}) == 3
 
 
 def test_the_same_key_and_body_give_the_orders_current_state(orders):
-    first = place(orders, key="k1")
+    first = stored_order(orders, key="k1")
     cancelled(orders, first["_id"])
     order = an_order()
     again = orders.create(order, api_event("order_created", order["_id"]), "k1", "as sent")
@@ -79,13 +89,13 @@ def test_the_same_key_and_body_give_the_orders_current_state(orders):
 
 
 def test_the_same_key_with_another_body_is_refused(orders):
-    place(orders, key="k1")
+    stored_order(orders, key="k1")
     with pytest.raises(KeyReused):
-        place(orders, key="k1", fingerprint="something else")
+        stored_order(orders, key="k1", fingerprint="something else")
 
 
 def test_a_key_belongs_to_its_owner(orders):
-    assert place(orders, key="k1", owner="shop")["_id"] != place(orders, key="k1", owner="kiosk")["_id"]
+    assert stored_order(orders, key="k1", owner="shop")["_id"] != stored_order(orders, key="k1", owner="kiosk")["_id"]
 
 
 def test_forty_requests_with_one_key_at_once_make_one_order(orders, database):
@@ -116,19 +126,19 @@ def test_a_create_that_was_written_already_is_no_replay(orders):
 
 
 def test_a_pending_order_can_be_cancelled(orders):
-    document, by_this_call = cancelled(orders, place(orders)["_id"])
+    document, by_this_call = cancelled(orders, stored_order(orders)["_id"])
     assert (document["status"], by_this_call) == ("cancelled", True)
     assert document["timeline"][-1].items() >= {"event": "order_cancelled", "by": "api"}.items()
     assert document["outbox"][-1] == document["events"][-1]["id"] and len(document["outbox"]) == 2
 
 
 def test_cancelling_again_changes_nothing_and_says_so(orders):
-    first, _ = cancelled(orders, place(orders)["_id"])
+    first, _ = cancelled(orders, stored_order(orders)["_id"])
     assert cancelled(orders, first["_id"]) == (first, False)
 
 
 def test_a_cancel_that_was_written_already_is_still_this_calls(orders):
-    order_id = place(orders)["_id"]
+    order_id = stored_order(orders)["_id"]
     event = api_event("order_cancelled", order_id)
     first = orders.cancel(event)
     assert orders.cancel(event) == first and first[1]
@@ -147,7 +157,7 @@ def test_an_order_that_ended_otherwise_cannot_be_cancelled(orders, type):
 
 
 def test_a_recorded_step_puts_what_follows_into_the_outbox(orders):
-    created = event_of(place(orders))
+    created = event_of(stored_order(orders))
     follows = answer(created, "inventory", "inventory_reserved")
     document, where = record(orders, created, "inventory", follows, moves=HELD, attempt="a1")
     assert where == "done" and document["status"] == "pending"
@@ -157,7 +167,7 @@ def test_a_recorded_step_puts_what_follows_into_the_outbox(orders):
 
 
 def test_a_step_that_answers_nothing_is_done_in_the_timeline(orders):
-    created = event_of(place(orders))
+    created = event_of(stored_order(orders))
     document, where = record(orders, created, "audit")
     assert where == "done" and document["outbox"] == [created.id]
     assert document["timeline"][-1].items() >= {"done": "order_created", "by": "audit"}.items()
@@ -170,7 +180,7 @@ def test_a_confirmed_order_is_processed_and_has_its_shipment(orders):
 
 
 def test_a_failed_order_has_its_reason(orders):
-    created = event_of(place(orders))
+    created = event_of(stored_order(orders))
     failed = answer(created, "inventory", "order_failed", reason="out_of_stock", detail="kept in the event")
     document, _ = record(orders, created, "inventory", failed)
     assert (document["status"], document["failureReason"]) == ("failed", "out_of_stock")
@@ -178,21 +188,21 @@ def test_a_failed_order_has_its_reason(orders):
 
 
 def test_a_record_repeated_changes_nothing(orders):
-    created = event_of(place(orders))
+    created = event_of(stored_order(orders))
     follows = answer(created, "inventory", "inventory_reserved")
     first = record(orders, created, "inventory", follows, moves=HELD, attempt="a1")
     assert record(orders, created, "inventory", follows, moves=HELD, attempt="a1") == first
 
 
 def test_the_first_of_two_attempts_at_a_step_wins(orders):
-    created = event_of(place(orders))
+    created = event_of(stored_order(orders))
     first, _ = record(orders, created, "inventory", moves=HELD, attempt="a1")
     second, where = record(orders, created, "inventory", Event("order_failed", reason="x"), attempt="a2")
     assert where == "already" and second == first
 
 
 def test_of_forty_attempts_at_once_one_is_recorded(orders):
-    created = event_of(place(orders))
+    created = event_of(stored_order(orders))
     with ThreadPoolExecutor(40) as crowd:
         futures = [crowd.submit(record, orders, created, "inventory", moves=HELD) for _ in range(40)]
         answers = [future.result(20) for future in futures]
@@ -201,12 +211,12 @@ def test_of_forty_attempts_at_once_one_is_recorded(orders):
 
 
 def test_two_handlers_record_the_same_event_each_for_itself(orders):
-    created = event_of(place(orders))
+    created = event_of(stored_order(orders))
     assert [record(orders, created, handler)[1] for handler in ("inventory", "audit")] == ["done", "done"]
 
 
 def test_a_step_does_not_count_once_the_status_moved_on(orders):
-    created = event_of(place(orders))
+    created = event_of(stored_order(orders))
     before, _ = cancelled(orders, created.subject)
     document, where = record(
         orders, created, "inventory", answer(created, "inventory", "inventory_reserved"), moves=HELD
@@ -222,9 +232,9 @@ def test_a_final_status_never_changes(orders):
     assert orders.get(event.subject)["status"] == "processed"
 
 
-def test_a_fenced_attempt_never_wins_but_another_may(orders):
-    created = event_of(place(orders))
-    orders.fence(created.subject, "a1")
+def test_a_fenced_attempt_never_wins_but_another_may(orders, open_orders):
+    created = event_of(stored_order(orders))
+    open_orders.fence([(created.subject, "a1")])
     before = orders.get(created.subject)
     assert record(orders, created, "inventory", moves=HELD, attempt="a1") == (before, "fenced")
     assert record(orders, created, "inventory", moves=HELD, attempt="a2")[1] == "done"
@@ -240,7 +250,7 @@ def test_what_an_order_holds_is_given_back_once(orders):
 
 
 def test_the_timeline_keeps_the_newest_hundred(orders):
-    created = event_of(place(orders))
+    created = event_of(stored_order(orders))
     for number in range(105):
         document, _ = record(orders, created, f"handler{number}")
     assert len(document["timeline"]) == 100 and document["timeline"][-1]["by"] == "handler104"
@@ -249,11 +259,11 @@ def test_the_timeline_keeps_the_newest_hundred(orders):
 
 @pytest.mark.parametrize("database", ["server"], indirect=True)  # mongomock stores anything
 def test_one_write_that_cannot_be_encoded_harms_no_other(orders):
-    good, bad = event_of(place(orders)), event_of(place(orders))
+    good, bad = event_of(stored_order(orders)), event_of(stored_order(orders))
     with ThreadPoolExecutor(2) as crowd:
         culprit = crowd.submit(record, orders, bad, "inventory", answer(bad, "inventory", "inventory_reserved", x={1}))
         assert record(orders, good, "inventory")[1] == "done"
-        assert isinstance(culprit.exception(10), InvalidDocument)
+        assert isinstance(culprit.exception(10), DocumentRefused)
     assert orders.get(bad.subject)["steps"] == []
 
 
@@ -337,22 +347,23 @@ def test_a_cleared_event_leaves_the_outbox_and_stays_an_event(orders):
     assert len(orders.get(document["_id"])["events"]) == 2
 
 
-def test_the_outbox_size_covers_all_orders_and_tells_the_oldest(orders):
-    assert orders.outbox_size() == (0, None)
+def test_the_outbox_size_covers_all_orders_and_tells_the_oldest(orders, open_orders):
+    assert open_orders.outbox_size(10) == (0, None)
     first, _ = reserved(orders)
-    second = place(orders)
-    assert orders.outbox_size() == (3, min(first["touched"], second["touched"]))
+    second = stored_order(orders)
+    assert open_orders.outbox_size(10) == (3, min(first["outboxSince"], second["outboxSince"]))
+    assert open_orders.outbox_size(1)[0] in (1, 2)
     for document in (first, second):
         for event_id in document["outbox"]:
             orders.clear(document["_id"], event_id)
-    wait_for(lambda: orders.outbox_size() == (0, None), 5)
+    wait_for(lambda: open_orders.outbox_size(10) == (0, None), 5)
 
 
 # --- what is unfinished and held
 
 
 def test_an_order_has_an_unfinished_step_per_subscriber_until_recorded(orders):
-    document = place(orders)
+    document = stored_order(orders)
     created = event_of(document)
     assert unfinished_steps(document, SUBSCRIBERS) == [("inventory", document["events"][0])]
     document, _ = record(orders, created, "inventory", answer(created, "inventory", "inventory_reserved"))
@@ -374,7 +385,7 @@ def test_a_parked_step_is_not_among_the_unfinished_steps(orders):
 
 
 def test_an_event_without_subscribers_makes_no_unfinished_step(orders):
-    assert unfinished_steps(place(orders), {}) == []
+    assert unfinished_steps(stored_order(orders), {}) == []
 
 
 def test_an_order_holds_its_recorded_takes_minus_recorded_give_backs(orders):
@@ -389,31 +400,31 @@ def test_an_order_holds_its_recorded_takes_minus_recorded_give_backs(orders):
 # --- the sweep's writes
 
 
-def open_orders(orders):
-    return {document["_id"] for document in orders.due(100, now() + timedelta(days=1))}
+def open_ids(open_orders):
+    return {document["_id"] for document in open_orders.due(100, now() + timedelta(days=1))}
 
 
-def test_a_new_order_is_due_after_ten_seconds_untouched(orders):
-    document = place(orders)
-    assert orders.due(10, document["touched"] + timedelta(seconds=9.9)) == []
-    assert orders.due(10, document["touched"] + timedelta(seconds=10)) == [document]
+def test_a_new_order_is_due_after_ten_seconds_untouched(orders, open_orders):
+    document = stored_order(orders)
+    assert open_orders.due(10, document["touched"] + timedelta(seconds=9.9)) == []
+    assert open_orders.due(10, document["touched"] + timedelta(seconds=10)) == [document]
 
 
-def test_the_orders_due_longest_come_first_up_to_the_limit(orders, database):
-    documents = [place(orders) for _ in range(5)]
+def test_the_orders_due_longest_come_first_up_to_the_limit(orders, open_orders, database):
+    documents = [stored_order(orders) for _ in range(5)]
     for age, document in enumerate(documents):
         database["orders"].update_one({"_id": document["_id"]}, {"$set": {"due": now() - timedelta(hours=age)}})
-    assert [found["_id"] for found in orders.due(3, now())] == [documents[n]["_id"] for n in (4, 3, 2)]
+    assert [found["_id"] for found in open_orders.due(3, now())] == [documents[n]["_id"] for n in (4, 3, 2)]
 
 
-def test_an_order_unchanged_since_it_was_read_is_closed(orders):
-    document = place(orders)
-    orders.write([orders.look_again(document, None)])
-    assert open_orders(orders) == set()
+def test_an_order_unchanged_since_it_was_read_is_closed(orders, open_orders):
+    document = stored_order(orders)
+    open_orders.write([open_orders.look_again(document, None)])
+    assert open_ids(open_orders) == set()
 
 
 @pytest.mark.parametrize("happened", ["recorded", "cancelled", "failed", "parked"])
-def test_an_order_changed_since_it_was_read_is_not_closed(orders, happened):
+def test_an_order_changed_since_it_was_read_is_not_closed(orders, open_orders, happened):
     document, event = reserved(orders)
     if happened == "recorded":
         record(orders, event, "shipping")
@@ -421,75 +432,124 @@ def test_an_order_changed_since_it_was_read_is_not_closed(orders, happened):
         cancelled(orders, document["_id"])
     else:
         fail(orders, event, wait=None if happened == "parked" else 2.0)
-    orders.write([orders.look_again(document, None), orders.look_again(document, now() + timedelta(days=2), 7)])
-    assert open_orders(orders) == {document["_id"]} and orders.get(document["_id"])["sweeps"] == 0
+    open_orders.write([open_orders.look_again(document, due, 7) for due in (None, now() + timedelta(days=2))])
+    assert open_ids(open_orders) == {document["_id"]} and orders.get(document["_id"])["sweeps"] == 0
 
 
-def test_a_closed_order_opens_when_something_happens_to_it(orders):
-    document = place(orders)
-    orders.write([orders.look_again(document, None)])
+def test_a_closed_order_opens_when_something_happens_to_it(orders, open_orders):
+    document = stored_order(orders)
+    open_orders.write([open_orders.look_again(document, None)])
     cancelled(orders, document["_id"])
-    assert open_orders(orders) == {document["_id"]}
+    assert open_ids(open_orders) == {document["_id"]}
 
 
-def test_an_order_to_be_looked_at_again_is_due_then(orders):
-    document, moment = place(orders), now() + timedelta(minutes=2)
-    orders.write([orders.look_again(document, moment, 3)])
+def test_an_order_to_be_looked_at_again_is_due_then(orders, open_orders):
+    document, moment = stored_order(orders), now() + timedelta(minutes=2)
+    open_orders.write([open_orders.look_again(document, moment, 3)])
     document = orders.get(document["_id"])
     assert (document["due"], document["sweeps"]) == (moment, 3)
 
 
-def test_fencing_wins_over_an_attempt_that_is_not_recorded(orders):
-    document = place(orders)
-    assert orders.fence(document["_id"], "a1")["fenced"] == ["a1"]
-    assert orders.fence(document["_id"], "a1")["fenced"] == ["a1"]
+def test_fencing_wins_over_an_attempt_that_is_not_recorded(orders, open_orders):
+    document = stored_order(orders)
+    assert open_orders.fence([(document["_id"], "a1")])[0]["fenced"] == ["a1"]
+    assert open_orders.fence([(document["_id"], "a1")])[0]["fenced"] == ["a1"]
 
 
-def test_fencing_loses_to_an_attempt_that_is_recorded(orders):
-    created = event_of(place(orders))
+def test_fencing_loses_to_an_attempt_that_is_recorded(orders, open_orders):
+    created = event_of(stored_order(orders))
     document, _ = record(orders, created, "inventory", attempt="a1")
-    assert orders.fence(created.subject, "a1") == document and document["fenced"] == []
+    assert open_orders.fence([(created.subject, "a1")]) == [document] and document["fenced"] == []
 
 
-def test_fencing_an_attempt_of_a_missing_order_does_nothing(orders):
-    assert orders.fence("0193", "a1") is None
+def test_fencing_an_attempt_of_a_missing_order_does_nothing(orders, open_orders):
+    assert open_orders.fence([("0193", "a1")]) == [{}]
 
 
-def test_waking_all_makes_open_orders_due_and_forgets_parked_steps(orders):
+def test_waking_makes_open_orders_due_and_forgets_parked_steps(orders, open_orders):
     document, event = reserved(orders)
     fail(orders, event, wait=None)
-    shut = place(orders)
-    orders.write([orders.look_again(shut, None)])
-    orders.wake_all()
-    assert [found["_id"] for found in orders.due(10, now())] == [document["_id"]]
+    shut = stored_order(orders)
+    open_orders.write([open_orders.look_again(shut, None)])
+    moment = now() + timedelta(seconds=1)
+    assert [open_orders.wake(10, moment) for _ in range(2)] == [1, 0]
+    assert [found["_id"] for found in open_orders.due(10, moment)] == [document["_id"]]
     woken = orders.get(document["_id"])
     assert (woken["parked"], woken["sweeps"]) == ([], 0) and woken["touched"] < now() - timedelta(minutes=59)
     assert woken["rev"] > document["rev"]
 
 
-def test_a_lease_is_held_by_one_until_it_runs_out(orders, database):
-    assert orders.take_lease("sweep", "me", 30) and orders.take_lease("sweep", "me", 30)
-    assert not orders.take_lease("sweep", "you", 30) and orders.take_lease("other", "you", 30)
-    database["leases"].update_one({"_id": "sweep"}, {"$set": {"until": now() - timedelta(seconds=1)}})
-    assert orders.take_lease("sweep", "you", 30) and not orders.take_lease("sweep", "me", 30)
+def test_what_is_due_only_by_a_wrong_clock_is_due(orders, open_orders, database):
+    document = stored_order(orders)
+    for minutes, found in ((30, []), (32, [document["_id"]])):
+        later = now() + timedelta(minutes=minutes)
+        database["orders"].update_one({"_id": document["_id"]}, {"$set": {"due": later}})
+        assert [order["_id"] for order in open_orders.due(10, now())] == found
+
+
+def test_an_update_by_a_clock_gone_back_keeps_the_time(orders, database):
+    document, later = stored_order(orders), now() + timedelta(hours=1)
+    database["orders"].update_one({"_id": document["_id"]}, {"$set": {"updatedAt": later}})
+    assert cancelled(orders, document["_id"])[0]["updatedAt"] == later
+
+
+# --- what the engine must do, and the outbox rests on
+
+
+def test_clearing_the_last_event_forgets_since_when_it_waited(orders):
+    document, event = reserved(orders)
+    assert document["outboxSince"] == document["createdAt"]
+    orders.clear(document["_id"], event.id)
+    wait_for(lambda: len(orders.get(document["_id"])["outbox"]) == 1, 5)
+    assert orders.get(document["_id"])["outboxSince"] == document["createdAt"], "an older one still waits"
+    orders.clear(document["_id"], document["outbox"][0])
+    wait_for(lambda: "outboxSince" not in orders.get(document["_id"]), 5)
+    assert orders.get(document["_id"])["outbox"] == []
+
+
+def test_a_new_event_in_an_empty_outbox_waits_since_then(orders):
+    document = stored_order(orders)
+    orders.clear(document["_id"], document["outbox"][0])
+    wait_for(lambda: "outboxSince" not in orders.get(document["_id"]), 5)
+    after, _ = cancelled(orders, document["_id"])
+    assert after["outboxSince"] == after["updatedAt"] > document["createdAt"]
+
+
+def test_an_event_that_is_not_in_the_outbox_clears_nothing(orders):
+    document, event = reserved(orders)
+    orders.clear(document["_id"], "another")
+    orders.clear(document["_id"], event.id)
+    wait_for(lambda: orders.get(document["_id"])["outbox"] == document["outbox"][:1], 5)
+
+
+def test_both_past_and_far_future_come_in_one_order(orders, open_orders, database):
+    hours = {stored_order(orders)["_id"]: hour for hour in (3, -2, 0.1, -1)}
+    for id, hour in hours.items():
+        database["orders"].update_one({"_id": id}, {"$set": {"due": now() + timedelta(hours=hour)}})
+    assert [hours[order["_id"]] for order in open_orders.due(9, now())] == [-2, -1, 3]
+    assert [hours[order["_id"]] for order in open_orders.due(2, now())] == [-2, -1]
+
+
+def test_a_malformed_order_can_be_looked_at_again(open_orders, database):
+    database["orders"].insert_one({"_id": "odd", "requestKey": "odd", "due": now(), "outboxSince": now()})
+    [order] = open_orders.due(9, now())
+    later = now() + timedelta(minutes=30)
+    open_orders.write([open_orders.look_again(order, later)])
+    assert database["orders"].find_one({"_id": "odd"})["due"] == later
+    assert open_orders.outbox_size(9) == (0, None)
 
 
 # --- listing
 
 
 def test_pages_come_newest_first_and_begin_behind_a_cursor(orders):
-    ids = sorted((place(orders)["_id"] for _ in range(7)), reverse=True)
-    pages = [
-        orders.page({}, None, 3),
-        orders.page({}, ids[2], 3),
-        orders.page({}, ids[5], 3),
-        orders.page({}, ids[6], 3),
-    ]
+    ids = sorted((stored_order(orders)["_id"] for _ in range(7)), reverse=True)
+    pages = [orders.page({}, after, 3) for after in (None, ids[2], ids[5], ids[6])]
     assert [[document["_id"] for document in page] for page in pages] == [ids[:3], ids[3:6], ids[6:], []]
 
 
 def test_a_page_holds_only_what_matches(orders):
-    mine, theirs = place(orders, owner="shop"), place(orders, owner="kiosk", customerId="bob")
+    mine, theirs = stored_order(orders, owner="shop"), stored_order(orders, owner="kiosk", customerId="bob")
     cancelled(orders, mine["_id"])
     assert [d["_id"] for d in orders.page({"owner": "kiosk"}, None, 5)] == [theirs["_id"]]
     assert [d["_id"] for d in orders.page({"customerId": "bob", "status": "pending"}, None, 5)] == [theirs["_id"]]
@@ -502,7 +562,7 @@ ALWAYS = {"id", "status", "customerId", "currency", "items", "total", "createdAt
 
 
 def test_an_order_shows_its_fields_and_nothing_of_the_inside(orders):
-    document = place(orders, key="k1")
+    document = stored_order(orders, key="k1")
     assert set(view(document)) == ALWAYS | {"email", "timeline"}
     assert set(view(document, timeline=False)) == ALWAYS | {"email"}
 
@@ -517,7 +577,7 @@ def test_an_order_with_everything_shows_everything(orders):
 
 
 def test_a_failed_order_shows_why(orders):
-    created = event_of(place(orders))
+    created = event_of(stored_order(orders))
     document, _ = record(
         orders, created, "inventory", answer(created, "inventory", "order_failed", reason="unknown_sku")
     )
@@ -541,7 +601,7 @@ def test_the_timeline_shows_what_the_design_says(orders):
 
 
 def test_times_are_shown_in_utc_with_milliseconds_and_money_exactly(orders):
-    document = place(orders, quantity=3)
+    document = stored_order(orders, quantity=3)
     shown = view(document)
     assert (
         shown["createdAt"]
@@ -552,7 +612,7 @@ def test_times_are_shown_in_utc_with_milliseconds_and_money_exactly(orders):
 
 
 def test_an_update_shows_in_updated_at(orders):
-    document = place(orders)
+    document = stored_order(orders)
     wait_for(lambda: now() > document["updatedAt"], 1)
     assert cancelled(orders, document["_id"])[0]["updatedAt"] > document["updatedAt"]
 
@@ -560,21 +620,20 @@ def test_an_update_shows_in_updated_at(orders):
 # --- a store that does not answer
 
 
-def test_an_order_that_is_not_there_is_none(orders):
-    assert orders.get("0193") is None and orders.ping()
+def test_an_order_that_is_not_there_is_none(store):
+    assert store.orders.get("0193") is None and store.ping()
 
 
 def test_a_store_that_is_away_is_store_unavailable_everywhere():
     with pymongo.MongoClient("mongodb://127.0.0.1:9", serverSelectionTimeoutMS=50) as client:
-        orders = Orders(client["orderproc"])
-        order = an_order()
+        store, order = Store(client["orderproc"]), an_order()
         for call in (
-            lambda: orders.due(1, now()),
-            orders.outbox_size,
-            lambda: orders.take_lease("sweep", "me", 1),
-            lambda: orders.create(order, api_event("order_created", order["_id"]), None, "as sent"),
-            lambda: orders.page({}, None, 1),
+            lambda: store.open_orders.due(1, now()),
+            lambda: store.open_orders.outbox_size(1),
+            store.lease.beat,
+            lambda: store.orders.create(order, api_event("order_created", order["_id"]), None, "as sent"),
+            lambda: store.orders.page({}, None, 1),
         ):
-            with pytest.raises(StoreUnavailable):
+            with pytest.raises(StoreUnavailable), within(0.3):
                 call()
-        assert not orders.ping()
+        assert not store.ping()

@@ -13,8 +13,7 @@ from core.bus.memory import MemoryBus
 from core.flow.outbox import Outbox
 from core.order.events import Event
 from core.order.state_machine import OrderDocument
-from core.store.orders import Orders
-from core.store.stock import Stock
+from core.store.store import Store
 from orderproc import make_app
 
 KEYS = "shop:shop-key,rival:rival-key:client,auditor:read-key:read,boss:admin-key:admin"
@@ -86,14 +85,15 @@ class Client:
 
 
 class Shop:
-    """The app with its store, stock and bus, and a client for every role."""
+    """The app with its store (in mongomock, or in the database given) and bus, and a client for every role."""
 
-    def __init__(self) -> None:
-        self.database = mongomock.MongoClient()["orderproc"]
-        self.orders, self.stock, self.bus = Orders(self.database), Stock(self.database), MemoryBus()
-        self.outbox = WatchedOutbox(self.orders, self.bus)
+    def __init__(self, database: Any = None) -> None:
+        self.database = mongomock.MongoClient()["orderproc"] if database is None else database
+        self.store, self.bus = Store(self.database), MemoryBus()
+        self.orders, self.stock = self.store.orders, self.store.stock
+        self.outbox = WatchedOutbox(self.store, self.bus)
         self.settings = settings.load({"API_KEYS": KEYS})
-        self.app = make_app(self.settings, self.orders, self.stock, self.outbox, self.bus)
+        self.app = make_app(self.settings, self.store, self.outbox, self.bus)
         self.client, self.rival = Client(self.app), Client(self.app, "rival-key")
         self.reader, self.admin = Client(self.app, "read-key"), Client(self.app, "admin-key")
         self.nobody = Client(self.app, None)
@@ -113,8 +113,8 @@ class Shop:
 class WatchedOutbox(Outbox):
     """An outbox that remembers which orders it was handed, and which of their events were named."""
 
-    def __init__(self, orders: Orders, bus: MemoryBus) -> None:
-        super().__init__(orders, bus, subscribed=())
+    def __init__(self, store: Store, bus: MemoryBus) -> None:
+        super().__init__(store, bus, subscribed=())
         self.documents: list[OrderDocument] = []
         self.named: list[list[str] | None] = []
 

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 OUTSIDE = {"tests", "tools", "docs", "examples", "data", "node_modules", "venv", "build"}
 MUST_READ = (  # in this order
-    "handlers/inventory.py", "core/order/state_machine.py", "core/store/orders.py", "core/store/stock.py",
+    "handlers/inventory.py", "core/order/state_machine.py", "core/store/orders.py", "core/store/moves.py",
     "consumer.py", "core/flow/sweep.py",
 )  # fmt: skip
 SILENT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)

@@ -23,13 +23,13 @@ from core.flow.sweep import Sweep
 from core.order.schemas import event_schemas
 from core.order.view import view
 from core.running.discovery import discover
-from core.store.orders import Orders
-from core.store.stock import Stock
+from core.store.store import Store
 from tests.support.buses import FakeBus
 from tests.support.samples import LABEL, api_event, body_of, place
 from tools.chaos.system import wait_for
 
 STOCK = {"A1": 10, "B2": 10}
+MOMENTS = ("touched", "updatedAt", "due", "outboxSince")  # in an order, that get older with it
 
 
 class Functions:
@@ -59,27 +59,28 @@ class Desk:
         functions: Any = None, stop: Any = None, **handlers: dict[str, Any],
     ) -> None:  # fmt: skip
         self.database = mongomock.MongoClient()["orderproc"] if database is None else database
-        self.orders, self.stock, self.bus = Orders(self.database), Stock(self.database), bus or FakeBus()
+        self.store, self.bus = Store(self.database), bus or FakeBus()
+        self.store.lease = HandLease()
+        self.orders, self.stock = self.store.orders, self.store.stock
         self.functions, self.stop = functions or Functions(), stop or threading.Event()
         self.subscriptions = {name: list(taken) for name, taken in handlers.items()}
         types = dict.fromkeys([*event_schemas(), *itertools.chain(*self.subscriptions.values())])
         self.subscribers = {type: [name for name in handlers if type in handlers[name]] for type in types}
-        self.outbox = Outbox(self.orders, self.bus, {type for type in types if self.subscribers[type]})
+        self.outbox = Outbox(self.store, self.bus, {type for type in types if self.subscribers[type]})
         config = settings.load({"RETRY_DELAYS": delays})
-        args = config, self.orders, self.stock, self.outbox, self.functions, self.stop
+        args = config, self.store, self.outbox, self.functions, self.stop
         self.worker = consumer.Worker(handlers, *args)
         self.sweep = self.new_sweep()
         self.stock.fill(stock)
 
     def new_sweep(self, forgetful: bool = False) -> Sweep:
-        parts = self.orders, self.stock, self.bus, self.outbox
-        return Sweep(*parts, self.subscribers, self.stop, forgetful)
+        return Sweep(self.store, self.bus, self.outbox, self.subscribers, self.stop, forgetful)
 
     # --- what happens
 
     def place(self, **fields: Any) -> tuple[str, bytes]:
         """A new order's id, and its order_created as it travels; it has left the outbox."""
-        document = place(self.orders, **fields)
+        document = place(self.store, **fields)
         self.orders.clear(document["_id"], document["outbox"][0])
         wait_for(lambda: not self.orders.get(document["_id"])["outbox"])
         return document["_id"], body_of(document)
@@ -117,14 +118,18 @@ class Desk:
         return seen
 
     def pass_time(self, seconds: float, *order_ids: str) -> None:
-        """Make everything older, or only these orders. Time passes in the database: the clock goes on as it is."""
+        """Make everything older, or only these orders. Time passes in the database: the clock goes on as it is.
+
+        A sweep looked each second meanwhile, so pending moves are marked.
+        """
         past, orders, stock = timedelta(seconds=seconds), self.database["orders"], self.database["stock"]
         for document in orders.find({"_id": {"$in": list(order_ids)}} if order_ids else {}):
-            older = {name: document[name] - past for name in ("touched", "updatedAt", "due") if name in document}
+            older = {name: document[name] - past for name in MOMENTS if name in document}
             orders.update_one({"_id": document["_id"]}, {"$set": older})
         for document in [] if order_ids else stock.find({"moves.0": {"$exists": True}}):
-            older = [move | {"at": move["at"] - past} for move in document["moves"]]
-            stock.update_one({"_id": document["_id"]}, {"$set": {"moves": older}})
+            seen = [move | {"mark": move["mark"] or self.store.lease.now} for move in document["moves"]]
+            stock.update_one({"_id": document["_id"]}, {"$set": {"moves": seen}})
+        self.store.lease.now += 0 if order_ids else int(seconds)
 
     # --- what is there to see
 
@@ -142,6 +147,19 @@ class Desk:
     def pending_moves(self) -> list[dict]:
         """Stock moves that are neither committed nor rolled back."""
         return [move for document in self.database["stock"].find() for move in document.get("moves", [])]
+
+
+class HandLease:
+    """A lease that every sweep holds, and whose beat goes on by hand."""
+
+    def __init__(self) -> None:
+        self.now, self.freed = 1, False
+
+    def beat(self) -> int:
+        return self.now
+
+    def free(self) -> None:
+        self.freed = True
 
 
 class HandDelivery:
@@ -183,18 +201,19 @@ class Consumer:
     def __init__(self, bus: Bus, folder: Path, delays: str = "0.2,0.3", database=None, amqp_url: str = "") -> None:
         self.bus, self.stop = bus, threading.Event()
         self.database = database if database is not None else mongomock.MongoClient()["orderproc"]
-        self.orders, self.stock = Orders(self.database), Stock(self.database)
+        self.store = Store(self.database)
+        self.orders, self.stock = self.store.orders, self.store.stock
         self.stock.fill({"A1": 100, "B2": 100})
         environment = {"AMQP_URL": amqp_url, "HANDLERS_DIR": str(folder), "RETRY_DELAYS": delays}
         config = settings.load(environment)
         client = None  # no handler of these tests calls a function
-        args = config, discover(folder), self.orders, self.stock, bus, client, self.stop
+        args = config, discover(folder), self.store, bus, client, self.stop
         self._thread = threading.Thread(target=consumer.consume, args=args, daemon=True)
         self._thread.start()
         wait_for(lambda: bus.consuming and bus.up, what="the consumer is up")
 
     def place(self, **fields) -> str:
-        return place(self.orders, self.bus, **fields)["_id"]
+        return place(self.store, self.bus, **fields)["_id"]
 
     def order(self, id: str) -> dict:
         """The order as the API shows it."""

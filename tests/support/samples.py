@@ -11,6 +11,7 @@ from core.order.events import Event, make_event, message_body, parse
 from core.order.state_machine import TRANSITIONS
 from core.order.view import view
 from core.store.orders import Orders
+from core.store.store import Store
 
 LABEL = {"carrier": "post", "trackingNumber": "T-1"}
 ADDRESS = {"name": "Ada", "line1": "1 Main St", "city": "London", "postalCode": "N1", "country": "GB"}
@@ -38,14 +39,20 @@ def api_event(type: str, order_id: str, traceparent: str = "", id: str = "") -> 
     )  # fmt: skip
 
 
+def stored_order(orders: Orders, key: str | None = None, fingerprint: str = "as sent", **fields: Any) -> dict[str, Any]:
+    """The document of a new order."""
+    order = an_order(**fields)
+    document: Any = orders.create(order, api_event("order_created", order["_id"]), key, fingerprint)
+    return document
+
+
 def place(
-    orders: Orders, bus: Bus | None = None, *, key: str | None = None, fingerprint: str = "as sent", **fields: Any
+    store: Store, bus: Bus | None = None, *, key: str | None = None, fingerprint: str = "as sent", **fields: Any
 ) -> dict[str, Any]:
     """Store an order as the API does, publish its event where a bus is given, and give its document."""
-    order = an_order(**fields)
-    document = orders.create(order, api_event("order_created", order["_id"]), key, fingerprint)
+    document = stored_order(store.orders, key, fingerprint, **fields)
     if bus:
-        Outbox(orders, bus).publish_pending(document)
+        Outbox(store, bus).publish_pending(document)
     return document
 
 

@@ -34,6 +34,7 @@ from typing import Any
 
 import pytest
 
+from core.base import ids
 from core.order.state_machine import holdings
 from core.store.connection import StoreUnavailable, connect
 from core.store.group_commit import bulk_write
@@ -83,8 +84,10 @@ class Simulation:
     def _take_over(self) -> None:
         """Swap the parts that have threads of their own. Nothing else in the tests reaches into the program like this:
         the program has no use for such seams, and a simulation that left these out would decide nothing."""
-        for part, name in ((self.orders, "orders"), (self.stock, "stock")):
-            part._bulk = SimulatedGroupCommit(self, self.database[name])
+        store = self.desk.store
+        orders, stock = (SimulatedGroupCommit(self, self.database[name]) for name in ("orders", "stock"))
+        store.orders._bulk = store.open_orders._bulk = orders
+        store.stock._bulk = store.moves._bulk = stock
         self.desk.worker._pool = self  # see `submit`
 
     def check(self, seed: int) -> None:
@@ -111,12 +114,13 @@ class Simulation:
 
     def _start(self, seed: int) -> None:
         self.dice, self.trouble, self.actor = random.Random(seed), False, None
+        self.desk.store.lease.now = 1
         self.actors: list[Actor] = []
         self.paused: Actor | None = None
         self.messages: list[tuple[str, str, bytes, int]] = []  # handler, id, body, tries
         self.late_writes: list[tuple] = []
         self.placed, self.ended = 0, dict[str, str]()
-        for name in ("orders", "stock", "leases"):
+        for name in ("orders", "stock"):
             self.database[name].delete_many({})
         self.stock.fill(STOCK)
         self.trouble, self.calm = True, self.dice.choice([1, 3, 10])  # the larger, the fewer writes go wrong
@@ -149,7 +153,6 @@ class Simulation:
             self.begin(self.desk.worker.deliver, SimulatedDelivery(self, *message))
 
     def sweep(self) -> None:
-        self.database["leases"].delete_many({})  # a second sweep costs work, not correctness
         self.begin(self.dice.choice(self.sweeps).round)
 
     def cancel(self) -> None:
@@ -162,7 +165,7 @@ class Simulation:
         lines = [{"sku": sku, "quantity": self.dice.randint(1, 2), "price": 1} for sku in skus]
         if number < 5:
             self.placed, id = number + 1, f"{number:08}-0000-7000-8000-000000000000"
-            self.begin(lambda: self.desk.outbox.publish_pending(place(self.orders, _id=id, items=lines)))
+            self.begin(lambda: self.desk.outbox.publish_pending(place(self.desk.store, _id=id, items=lines)))
 
     def pause(self, actor: "Actor | None" = None) -> None:
         """One stands still until another does, and sometimes everything gets old meanwhile and is swept."""
@@ -262,15 +265,18 @@ class Simulation:
             self.step()
         while self.late_writes:
             self.arrive_late()
-        self.orders.wake_all()  # what was parked is redriven
+        self._redrive()
         for _ in range(20):
             self.desk.pass_time(40 * 60)
             if not self._calm_round():
                 return
         raise AssertionError("it does not come to an end")
 
+    def _redrive(self) -> None:
+        """As a start does on a bus in memory."""
+        self.desk.store.open_orders.wake(100, before=ids.now())
+
     def _calm_round(self) -> int:
-        self.database["leases"].delete_many({})
         found = self.sweeps[0].round()
         while self.messages:
             self.desk.worker.deliver(SimulatedDelivery(self, *self.messages.pop(0)))
@@ -364,12 +370,17 @@ class SimulatedGroupCommit:
     def __init__(self, simulation: Simulation, collection) -> None:
         self._simulation, self._collection = simulation, collection
 
-    def do(self, writes=(), read=(), seconds=0.0, once=False) -> dict[str, Any]:
+    def do(self, writes=(), read=(), once=False) -> dict[str, Any]:
         self._simulation.moment()
         if writes:
             self._simulation.fate(self._collection, list(writes), once)
         self._simulation.moment()
         return {document["_id"]: document for document in self._collection.find({"_id": {"$in": list(read)}})}
+
+    def do_each(self, writes) -> list[dict[str, Any]]:
+        ids = [write.filter["_id"] for write in writes]
+        documents = self.do(writes, ids) if writes else {}
+        return [documents.get(id, {}) for id in ids]
 
     @contextmanager
     def reading(self):

@@ -24,7 +24,6 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -220,7 +219,7 @@ class System:
         """Have the sweep end the stock moves of killed processes now, instead of a minute later."""
         with self.database() as database:
             for document in database.stock.find({"moves.0": {"$exists": True}}):
-                moves = [move | {"at": move["at"] - timedelta(minutes=2)} for move in document["moves"]]
+                moves = [move | {"mark": -1} for move in document["moves"]]  # below any beat of the sweep
                 unchanged = {"_id": document["_id"], "moves": document["moves"]}
                 database.stock.update_one(unchanged, {"$set": {"moves": moves}})
 

@@ -1,0 +1,46 @@
+"""MongoDB: the lease of the sweep, which one process at a time holds.
+
+Its holder raises a number, the beat, about once a second. Whoever sees the same beat for ten seconds by a clock of its
+own takes the lease over: no two machines need clocks that agree. The idea is the heart beat of a failure detector
+(Aguilera, Chen and Toueg, 1997); as any such lease it may have two holders for a moment.
+"""
+
+import time
+import uuid
+
+from core.store.connection import DocumentExists, Write
+from core.store.group_commit import GroupCommit
+
+NAME = "sweeper"
+EXPIRES = 10.0  # seconds; how long nobody holds it after a kill -9
+BEAT_EVERY = 1.0  # seconds
+
+
+class Lease:
+    """One process's view of the lease. Methods raise StoreUnavailable where the store does not answer in time."""
+
+    def __init__(self, bulk: GroupCommit) -> None:
+        self._bulk, self._me = bulk, uuid.uuid4().hex
+        self._owner, self._beat, self._since = "", 0, 0.0  # as seen last, and since when by our monotonic clock
+
+    def beat(self) -> int:
+        """Keep the lease, or take it where it is free; gives its beat, which only ever grows, or 0: another's."""
+        age = time.monotonic() - self._since
+        if self._owner != self._me or age > BEAT_EVERY:
+            self._look(take=self._owner in (self._me, "") or age > EXPIRES)
+        return self._beat if self._owner == self._me else 0
+
+    def _look(self, take: bool) -> None:
+        # Needs what was seen, so of several who try one takes it, and a repeat changes nothing.
+        seen, mine = {"owner": self._owner, "beat": self._beat}, {"owner": self._me, "beat": self._beat + 1}
+        write = Write({"_id": NAME, **seen}, {"$set": mine}, upsert=True)
+        try:
+            document = self._bulk.do([write] if take else [], [NAME]).get(NAME, {"owner": "", "beat": self._beat})
+        except DocumentExists:  # there is another than we have seen
+            document = self._bulk.do(read=[NAME])[NAME]
+        if seen != {"owner": document["owner"], "beat": document["beat"]}:
+            self._owner, self._beat, self._since = document["owner"], document["beat"], time.monotonic()
+
+    def free(self) -> None:
+        """Give it back, if we hold it: another process takes it at once."""
+        self._bulk.do([Write({"_id": NAME, "owner": self._me}, {"$set": {"owner": ""}})])
