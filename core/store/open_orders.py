@@ -7,7 +7,7 @@ from core.order.state_machine import OrderDocument
 from core.store.connection import Write
 from core.store.group_commit import GroupCommit
 
-EPOCH = datetime(1970, 1, 1)
+OPEN, WAITING = {"due": {"$exists": True}}, {"outboxSince": {"$exists": True}}
 FAR = timedelta(minutes=31)  # the sweep never plans further ahead; what is due later is so by a wrong clock
 
 
@@ -18,10 +18,16 @@ class OpenOrders:
         self._bulk = bulk
 
     def due(self, limit: int, by: datetime) -> list[OrderDocument]:
-        """Those that are due for a look, or would be only after longer than the sweep ever plans."""
-        due = [{"due": {"$exists": True, "$lte": by}}, {"due": {"$exists": True, "$gt": by + FAR}}]
+        """Those that are due for a look, or would be only after longer than the sweep ever plans.
+
+        Asked for what comes first and last, and chosen here: with a range as well, some stores would not use the index.
+        """
         with self._bulk.reading() as orders:
-            return list(orders.find({"$or": due}).sort("due", 1).limit(limit))
+            ends = [orders.find(OPEN, {"due": 1}).sort("due", order).limit(limit) for order in (1, -1)]
+            found = {each["_id"]: each["due"] for end in ends for each in end}
+        ids = [id for id, due in found.items() if isinstance(due, datetime) and not by < due <= by + FAR][:limit]
+        documents = self._bulk.do(read=ids) if ids else {}
+        return [documents[id] for id in ids if id in documents]
 
     def look_again(self, order: OrderDocument, due: datetime | None, sweeps: int = 0) -> Write:
         """Have the sweep look at an order at `due`, or no more; dropped if a Change came since it was read."""
@@ -50,7 +56,7 @@ class OpenOrders:
         Gives of how many orders; where that is `limit`, others are still to be woken.
         """
         long_ago = before - timedelta(hours=1)  # who was touched then was woken by us
-        asleep = {"due": {"$exists": True, "$gt": EPOCH}, "createdAt": {"$lt": before}, "touched": {"$ne": long_ago}}
+        asleep = {**OPEN, "createdAt": {"$lt": before}, "touched": {"$ne": long_ago}}
         again = {"$set": {"due": before, "touched": long_ago, "sweeps": 0, "parked": []}, "$inc": {"rev": 1}}
         with self._bulk.reading() as orders:
             ids = [order["_id"] for order in orders.find(asleep, {"_id": 1}).limit(limit)]
@@ -59,9 +65,8 @@ class OpenOrders:
 
     def outbox_size(self, most: int) -> tuple[int, datetime | None]:
         """How many events wait in the outboxes of at most so many orders, and since when the oldest does."""
-        waiting = {"outboxSince": {"$exists": True, "$gt": EPOCH}}
         total = {"_id": None, "events": {"$sum": {"$size": "$outbox"}}}
         with self._bulk.reading() as orders:
-            oldest = list(orders.find(waiting, {"outboxSince": 1}).sort("outboxSince", 1).limit(1))
-            sums = list(orders.aggregate([{"$match": waiting}, {"$limit": most}, {"$group": total}])) if oldest else []
+            oldest = list(orders.find(WAITING, {"outboxSince": 1}).sort("outboxSince", 1).limit(1))
+            sums = list(orders.aggregate([{"$match": WAITING}, {"$limit": most}, {"$group": total}])) if oldest else []
         return (sums[0]["events"], oldest[0].get("outboxSince")) if sums else (0, None)

@@ -1,5 +1,6 @@
 """The orders, on mongomock (no server needed) and on a real store: the same promises on both."""
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -11,7 +12,8 @@ from core.base.ids import now
 from core.order.events import Event
 from core.order.state_machine import holdings, outcome_of, step_name, unfinished_steps
 from core.order.view import view
-from core.store.connection import DocumentRefused, StoreUnavailable, within
+from core.store.connection import DocumentRefused, StoreUnavailable, connect, within
+from core.store.open_orders import OPEN, WAITING
 from core.store.orders import KeyReused, StatusConflict
 from core.store.store import Store
 from tests.support.samples import ADDRESS, LABEL, an_attempt, an_order, answer, api_event, event_of, stored_order
@@ -637,3 +639,24 @@ def test_a_store_that_is_away_is_store_unavailable_everywhere():
             with pytest.raises(StoreUnavailable), within(0.3):
                 call()
         assert not store.ping()
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        ({"owner": "shop", "status": "pending"}, "owner_1_status_1__id_-1"),
+        ({"owner": "shop", "customerId": "ada"}, "owner_1_customerId_1__id_-1"),
+        (OPEN, "due_sparse"),
+        (WAITING, "outboxSince_1"),
+    ],
+)
+def test_what_is_asked_often_is_found_by_an_index(store_server, query, index):
+    database = connect(store_server.url("explained"))
+    store = Store(database)
+    stored_order(store.orders)
+    wait_for(
+        lambda: "owner_1_customerId_1__id_-1" in database["orders"].index_information(), 10, "all indexes are made"
+    )
+    plan = database.command("explain", {"find": "orders", "filter": query, "limit": 21}, verbosity="queryPlanner")
+    assert re.findall("'indexName': '([^']+)'", str(plan["queryPlanner"]["winningPlan"])) == [index]
+    database.client.drop_database(database.name)
