@@ -381,6 +381,7 @@ BAD_STORES = (
     f"mongodb://user:{SECRET}@127.0.0.1:1/orderproc?authMechanism=GUESS",
     f"mongodb://user:{SECRET}@127.0.0.1:1/order%20proc",
     f"mongodb+srv://user:{SECRET}@store.invalid/orderproc",
+    f"mongodb://us/er:{SECRET}@store/orderproc",  # the driver takes the password for a part of the database's name
 )
 
 

@@ -22,7 +22,7 @@ from core.bus.rabbit import Rabbit
 from core.bus.topology import dead_queue, main_queue, queues_of, retry_queue
 from core.flow.outbox import Outbox
 from core.store.connection import connect
-from core.store.orders import Orders
+from core.store.store import Store
 from tests.support.buses import Outcomes, Running, running
 from tests.support.consumer import Consumer, Process, run_command, write_handlers
 from tests.support.samples import place
@@ -811,7 +811,9 @@ def test_poison_is_parked_at_once_with_its_error_hindering_nobody(rabbit, consum
     wait_for(lambda: length(rabbit, dead_queue("email")) == len(poison), 10, "all poison is parked")
     found = parked(rabbit)
     assert sorted(body for body, _ in found) == sorted(poison), "as it came"
-    assert all(headers["error"] and headers["tries"] == 1 and headers["time"].endswith("Z") for _, headers in found)
+    assert all(headers["error"] and headers["time"].endswith("Z") for _, headers in found)
+    # An order that is not there may be one that a store does not know yet, so that one was tried again.
+    assert {body: headers["tries"] for body, headers in found} == {body: 1 for body in poison} | {poison[9]: 3}
     errors = {body: headers["error"] for body, headers in found}
     assert "no order" in errors[poison[9]] and nobodys in errors[poison[9]]
     assert "order_exploded" in errors[poison[5]]
@@ -918,8 +920,8 @@ def test_messages_wait_for_an_absent_store_without_spending_a_try(
     document = place(consumer.store)
     id = document["_id"]
     own_store_server.stop()
-    wait_for(lambda: not consumer.orders.ping())
-    Outbox(consumer.orders, consumer.bus).publish_pending(document)
+    wait_for(lambda: not consumer.store.ping())
+    Outbox(consumer.store, consumer.bus).publish_pending(document)
     threading.Event().wait(2)
     own_store_server.start()
     done = {"done": "order_created", "by": "email"}
@@ -942,7 +944,7 @@ def order_created(event, services):
 
 @pytest.fixture
 def process(rabbit, tmp_path, store_server):
-    """Starts `python consumer.py` on the broker and a store of its own; `.orders` is that store."""
+    """Starts `python consumer.py` on the broker and a store of its own; `.store` is that store."""
     started, bus, name = [], Rabbit(rabbit, DELAYS), f"p{free_port()}"
     url = store_server.url(name)
 
@@ -955,7 +957,7 @@ def process(rabbit, tmp_path, store_server):
         bus.start_publishing()
         return started[-1]
 
-    start.bus, start.orders, start.folder, start.health = bus, Orders(connect(url)), tmp_path, free_port()
+    start.bus, start.store, start.folder, start.health = bus, Store(connect(url)), tmp_path, free_port()
     yield start
     for each in started:
         each.kill()
@@ -970,7 +972,9 @@ def test_sigterm_finishes_only_the_work_in_hand_and_exits_0(rabbit, process):
     assert len(list(process.folder.glob("*.begun"))) == len(list(process.folder.glob("*.ended"))) == 2
     finished = {path.stem for path in begun}
     for id in ids:
-        assert (len(process.orders.get(id)["steps"]) == 1) == (id in finished), "in hand: done; the others: untouched"
+        assert (len(process.store.orders.get(id)["steps"]) == 1) == (id in finished), (
+            "in hand: done; the others: untouched"
+        )
     wait_for(lambda: length(rabbit, main_queue("email")) == 3, what="the others wait in the queue")
     assert "Traceback" not in consumer.log()
 
@@ -1022,8 +1026,8 @@ def test_kill_9_in_the_middle_of_a_handler_loses_nothing(process):
     wait_for(lambda: list(process.folder.glob("*.begun")))
     consumer.kill()
     process(email=SLOW.format(folder=str(process.folder), seconds=0))
-    wait_for(lambda: process.orders.get(id)["steps"], what="the next process does it")
-    assert len(process.orders.get(id)["steps"]) == 1
+    wait_for(lambda: process.store.orders.get(id)["steps"], what="the next process does it")
+    assert len(process.store.orders.get(id)["steps"]) == 1
 
 
 def test_a_consumer_waits_for_absent_servers_and_ends_on_sigterm(tmp_path):
