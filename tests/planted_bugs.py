@@ -244,7 +244,7 @@ BUGS = [
         "core/store/store.py",
         [('self._orders.do([Write({"_id": "-"}, {"$set": {"rev": 0}})], ["-"])', 'self._orders.do(read=["-"])'),
          ('self._leases.do([Write({"_id": "ping"}, {"$set": {"at": now()}}, upsert=True)])', 'self._leases.do(read=["ping"])')],
-        "fast/test_store_answers.py",
+        "fast/test_store_settings.py",
     ),
     Bug(
         "the lease judged by nobody",
