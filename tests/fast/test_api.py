@@ -473,7 +473,7 @@ def test_a_sale_between_reading_and_writing_is_a_412(shop, monkeypatch):
     assert shop.stock.get("A1")["available"] == 7
 
 
-def test_a_sale_in_between_does_not_stop_a_put_without_conditions(shop, monkeypatch):
+def test_a_sale_never_stops_a_put_without_conditions(shop, monkeypatch):
     put(shop, 10)
     [document] = shop.database["stock"].find()
     sell(shop, 3)

@@ -332,11 +332,12 @@ def test_a_take_of_unknown_outcome_is_never_recorded(monkeypatch):
 def test_on_stop_a_message_waiting_for_the_store_is_released(monkeypatch):
     desk = Desk(email=created())
     _, body = desk.place()
-    monkeypatch.setattr(desk.orders, "get", away(1000, None))
+    call = away(1000, None)
+    monkeypatch.setattr(desk.orders, "get", call)
     delivery = desk.give("email", body)
     desk.stop.set()
     wait_for(lambda: delivery.ends, 5)
-    assert delivery.ends == [("release",)] and desk.bus.sent == []
+    assert delivery.ends == [("release",)] and desk.bus.sent == [] and call.left > 990
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------

@@ -231,6 +231,14 @@ def test_what_is_done_once_is_answered_like_anything_else():
     assert GroupCommit(Collection()).do([insert("a")], ["a"], once=True) == {"a": {"_id": "a"}}
 
 
+def test_what_was_sent_once_is_not_resent_for_its_read():
+    collection = Collection()
+    collection.find = refuse
+    with pytest.raises(StoreUnavailable, match="nobody knows"):
+        GroupCommit(collection).do([insert("a")], ["a"], once=True)
+    assert collection.bulks == [["a"]]
+
+
 def test_a_lost_read_repeats_the_write_before_it():
     collection = Collection()
     answers = iter([AutoReconnect("gone")])
@@ -258,16 +266,16 @@ def test_an_acknowledged_write_is_never_answered_with_a_reads_error():
 
 
 class Away(Collection):
-    """Nobody answers until `back`."""
+    """Nobody answers, or all is refused, until `back`."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: Exception | None = None) -> None:
         super().__init__()
-        self.back = False
+        self.back, self.error = False, error or AutoReconnect("away")
 
     def bulk_write(self, operations, ordered):
         if not self.back:
             self.bulks.append(list(inserted(operations)))
-            raise AutoReconnect("away")
+            raise self.error
         super().bulk_write(operations, ordered)
 
 
@@ -321,8 +329,9 @@ def test_a_deadline_is_each_waiters_own(crowd):
     assert "short" not in collection.documents
 
 
-def test_while_away_one_waits_and_others_are_refused_at_once(crowd):
-    collection = Away()
+@pytest.mark.parametrize("error", [AutoReconnect("away"), OperationFailure("no right", 13), bulk_error((0, 14031))])
+def test_while_away_one_waits_and_others_are_refused_at_once(error, crowd):
+    collection = Away(error)
     group = GroupCommit(collection)
     one = crowd.submit(do_within, group, "one", 5)
     wait_for(lambda: collection.bulks, 5)
@@ -335,6 +344,90 @@ def test_while_away_one_waits_and_others_are_refused_at_once(crowd):
     one.result(2)
     assert group.do([insert("again")]) == {}
     assert set(collection.documents) == {"one", "again"}
+
+
+def test_of_a_crowd_one_finds_out_whether_it_is_back(crowd, monkeypatch):
+    """Also when those who wait have one write's own fault, as a store may refuse one and take the next."""
+    monkeypatch.setattr(group_commit, "LET_IN_EVERY", 60.0)
+    collection = Away(OperationFailure("no right", 13))
+    group = GroupCommit(collection)
+    one = crowd.submit(do_within, group, "one", 5)
+    wait_for(lambda: len(collection.bulks) > 1, 5)
+    reasons = list(crowd.map(lambda n: refusal(group, str(n)), range(50)))
+    assert sorted(reasons)[0].startswith("no answer") and reasons.count("the store is away") == 49
+    collection.back = True
+    one.result(2)
+
+
+def test_where_nobody_tries_any_longer_the_next_one_does(monkeypatch):
+    monkeypatch.setattr(group_commit, "LET_IN_EVERY", 60.0)
+    collection = Away()
+    group = GroupCommit(collection)
+    for id in ("early", "later"):
+        assert "no answer" in refusal(group, id)
+        wait_for(lambda: not group._trying, 5)
+    collection.back = True
+    assert do_within(group, "now", 1) == {}
+
+
+def test_while_nobody_answers_one_asks_for_all(crowd):
+    collection = Away()
+    group = GroupCommit(collection)
+    calls = [lambda n=n: do_within(group, str(n), 5) for n in range(5)]
+    collection.back = True
+    collection.hold.clear()
+    first = crowd.submit(group.do, [insert("first")])
+    assert collection.entered.wait(5)
+    futures = [crowd.submit(call) for call in calls]
+    wait_until_gathered(group, 5)
+    collection.back = False
+    collection.hold.set()
+    first.result(5)
+    wait_for(lambda: len(collection.bulks) > 8, 5)
+    collection.back = True
+    assert [future.result(5) for future in futures] == [{}] * 5
+    assert len(collection.bulks[1]) == 5 and collection.bulks[2:8] == [collection.bulks[2]] * 6
+    assert len(collection.bulks[2]) == 1
+
+
+def test_who_gave_up_takes_no_room_in_a_batch(crowd, monkeypatch):
+    monkeypatch.setattr(group_commit, "LARGEST_BATCH", 2)
+    monkeypatch.setattr(group_commit, "GRACE", 60.0)
+    collection = Away()
+    group = GroupCommit(collection)
+    for future in [crowd.submit(do_within, group, str(n), 0.1) for n in range(5)]:
+        assert isinstance(future.exception(5), StoreUnavailable)
+    collection.back = True
+    assert do_within(group, "now", 1) == {}
+    assert list(collection.documents) == ["now"]
+
+
+def test_after_a_write_without_answer_nobody_reads(crowd):
+    """It would take as long, for nothing."""
+    collection = Collection(None, AutoReconnect("gone"))
+    group = GroupCommit(collection)
+    collection.hold.clear()
+    futures = [crowd.submit(group.do, [insert("first")])]
+    assert collection.entered.wait(5)
+    futures.append(crowd.submit(group.do, [insert("a")], ["a"]))
+    wait_until_gathered(group, 1)
+    futures.append(crowd.submit(lambda: group.do(read=["b"])))
+    wait_until_gathered(group, 2)
+    collection.hold.set()
+    assert [future.result(5) for future in futures] == [{}, {"a": {"_id": "a"}}, {}]
+    assert (collection.bulks, collection.finds) == ([["first"], ["a"], ["a"]], [["a"], ["b"]])
+
+
+def test_in_the_first_moment_of_failing_everybody_waits(crowd, monkeypatch):
+    monkeypatch.setattr(group_commit, "GRACE", 60.0)
+    collection = Away()
+    group = GroupCommit(collection)
+    futures = [crowd.submit(do_within, group, "one", 5)]
+    wait_for(lambda: "write" in group._failing and collection.bulks, 5)
+    futures += [crowd.submit(do_within, group, str(n), 5) for n in range(20)]
+    time.sleep(0.05)
+    collection.back = True
+    assert [future.result(5) for future in futures] == [{}] * 21
 
 
 def test_what_waited_while_the_store_was_away_is_written_afterwards(crowd):
@@ -364,8 +457,9 @@ def test_a_plain_read_is_refused_at_once_while_away(crowd):
     assert reason(group) == "the store is away" and time.monotonic() - started < 0.5
     del collection.find
     assert one.result(5) == {}
+    asked = len(collection.finds)
     with group.reading() as found:
-        assert found is collection
+        assert found is collection and len(collection.finds) == asked, "it is known to be back"
 
 
 def gone():
@@ -376,8 +470,7 @@ def reason(group: GroupCommit) -> str:
     """Why a plain read was refused."""
     try:
         with within(0.1), group.reading() as collection:
-            group.do(read=["-"])
-            assert collection
+            collection.find({"_id": {"$in": []}})
     except StoreUnavailable as error:
         return str(error)
     return ""
@@ -497,6 +590,10 @@ def test_of_each_one_that_fails_leaves_the_others_done(caplog):
 
 
 # --- refused by an answer
+
+
+def test_the_list_of_certain_refusals_is_short():
+    assert set(NEVER) == {2, 9, 14, 28, 40, 52, 121, 10334, 17419, 17420}
 
 
 @pytest.mark.parametrize("code", NEVER)

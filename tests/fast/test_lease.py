@@ -91,6 +91,15 @@ def test_a_holder_that_is_slow_keeps_the_lease(one, other, clock):
         clock.now += EXPIRES - 1
 
 
+def test_a_holder_that_wakes_up_first_keeps_the_lease(one, other, clock):
+    """Whoever saw it stand still for long enough takes the lease only if nobody has raised the beat since."""
+    assert [one.beat(), other.beat()] == [1, 0]
+    clock.now += EXPIRES + 1
+    assert [one.beat(), other.beat(), one.beat()] == [2, 0, 2]
+    clock.now += 1.1
+    assert [one.beat(), other.beat()] == [3, 0]
+
+
 def test_no_time_of_day_is_in_the_lease(one, leases):
     one.beat()
     assert leases.find_one().keys() == {"_id", "owner", "beat"}

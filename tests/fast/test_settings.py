@@ -93,7 +93,7 @@ def test_a_url_may_name_several_hosts():
     assert load({"MONGODB_URL": "mongodb://u:p%40@a:27017,b:27018/x"}).mongodb_url.endswith("/x")
 
 
-def test_a_port_of_its_own_for_the_apis_metrics_is_optional():
+def test_a_port_for_the_apis_metrics_is_optional():
     assert load({}).api_metrics_port is None and load({"API_METRICS_PORT": "0"}).api_metrics_port == 0
     assert complaint(API_METRICS_PORT="-1").endswith("it must be a whole number from 0 to 65535 or empty")
 

@@ -1,5 +1,6 @@
 """The sweep: what it sends again, when, to whom; what it closes; how it ends old pending moves."""
 
+import json
 import math
 from datetime import timedelta
 
@@ -15,7 +16,7 @@ from core.store.connection import StoreUnavailable, connect
 from core.store.group_commit import bulk_write
 from tests.support.consumer import Desk
 from tests.support.samples import LABEL, an_attempt, answer, event_of, place
-from tests.support.wire_store import WireStore
+from tests.support.wire_store import WireStore, always, on, refuse_writes
 from tools.chaos.system import wait_for
 
 ENDED = dict.fromkeys(["order_failed", "order_cancelled"])
@@ -177,7 +178,13 @@ def test_a_crowded_queue_puts_the_next_look_off(shop, depth, minutes):
     assert after(shop, 60) == []
     ahead = shop.orders.get(document["_id"])["due"] - now()
     assert timedelta(minutes=minutes - 0.1) < ahead <= timedelta(minutes=minutes)
-    assert shop.sweep.round() == 0
+    looks = []
+    for _ in range(8):
+        shop.pass_time(10)
+        looks.append(shop.sweep.round())
+    assert looks == [0] * 8
+    shop.pass_time(minutes * 60 - 80)
+    assert (shop.sweep.round(), sent(shop)) == (1, [])
 
 
 def test_a_due_time_by_a_wrong_clock_is_put_right(shop):
@@ -236,6 +243,34 @@ def test_while_the_store_takes_no_writes_nothing_is_sent(shop, monkeypatch):
     monkeypatch.setattr(shop.store.open_orders, "write", refuse)
     shop.sweep.run()
     assert shop.bus.sent == []
+
+
+@pytest.mark.parametrize("code", [13, 14031, 16500])
+def test_while_a_real_store_refuses_writes_nothing_is_sent(code, monkeypatch):
+    monkeypatch.setattr("core.store.group_commit.PATIENCE", 0.2)
+    with WireStore() as server:
+        shop = Desk(stock={"A1": 10}, database=connect(server.url), **HANDLERS)
+        place(shop.store)
+        shop.pass_time(61)
+        server.fault = always(on("orders", "update"), refuse_writes(code))
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                shop.sweep.round()
+        assert shop.bus.sent == []
+        server.fault = None
+        wait_for(lambda: look(shop) == 1, 5)
+        [document] = shop.database["orders"].find()
+        assert sent(shop) == [("order_created", "")]
+        wait_for(lambda: not shop.orders.get(document["_id"])["outbox"], 5)
+        shop.database.client.close()
+
+
+def look(shop) -> int:
+    """A round's result; none while others still find out whether the store is back."""
+    try:
+        return shop.sweep.round()
+    except StoreUnavailable:
+        return 0
 
 
 def test_an_order_whose_look_is_refused_is_not_sent_again(shop, monkeypatch):
@@ -375,14 +410,28 @@ def test_pending_moves_grow_old_by_beats_and_no_clock(shop, monkeypatch):
     assert shop.pending_moves() == [] and shop.available() == 10
 
 
+def test_an_old_move_is_ended_and_a_young_one_left(shop):
+    """Both are in one stock document."""
+    for beat, attempt in ((1, "a1"), (50, "a2")):
+        shop.store.lease.now = beat
+        take(shop, place(shop.store), attempt)
+        shop.sweep.round()
+    shop.store.lease.now = 61
+    shop.sweep.round()
+    assert [move["id"] for move in shop.pending_moves()] == ["a2.0"] and shop.available() == 6
+
+
 @pytest.fixture
-def bulks(monkeypatch):
-    """The sizes of all bulks since it was cleared."""
+def bulks(shop, monkeypatch):
+    """The sizes of all bulks of this shop since it was cleared."""
     sizes = []
-    monkeypatch.setattr(
-        group_commit, "bulk_write", lambda to, writes: (sizes.append(len(writes)), write(to, writes))[1]
-    )
-    write = bulk_write
+
+    def count(collection, writes):
+        if writes and collection.database is shop.database:  # threads of earlier tests may still run
+            sizes.append(len(writes))
+        return bulk_write(collection, writes)
+
+    monkeypatch.setattr(group_commit, "bulk_write", count)
     return sizes
 
 
@@ -520,6 +569,19 @@ def test_waking_goes_in_batches_and_each_order_once(shop):
     assert sorted(sent(shop)) == [("order_created", "inventory")] * 5
 
 
+def test_waking_takes_as_many_rounds_as_it_needs(shop, monkeypatch):
+    monkeypatch.setattr("core.flow.sweep.BATCH", 2)
+    ids = {published(shop, place(shop.store))["_id"] for _ in range(5)}
+    wait_for(lambda: not list(shop.database["orders"].find({"touched": {"$gte": now()}})), 1)
+    woken, wake, sweep = [], shop.store.open_orders.wake, shop.new_sweep(forgetful=True)
+    monkeypatch.setattr(shop.store.open_orders, "wake", lambda *args: (woken.append(wake(*args)), woken[-1])[1])
+    for _ in range(6):
+        sweep.round()
+    assert woken == [2, 2, 1]
+    again = [json.loads(message.body)["subject"] for message in shop.bus.drain()]
+    assert sorted(again) == sorted(ids)
+
+
 def test_a_broker_that_keeps_its_queues_needs_no_such_start(shop):
     published(shop, place(shop.store))
     assert shop.new_sweep(forgetful=False).round() == 0 and sent(shop) == []
@@ -576,8 +638,12 @@ def test_an_outbox_is_known_by_when_it_began_to_wait(shop):
 def test_ten_thousand_orders_are_counted_at_most(shop, monkeypatch):
     asked = []
     monkeypatch.setattr(shop.store.open_orders, "outbox_size", lambda most: (asked.append(most), (most, now()))[1])
-    shop.sweep.round()
+    for _ in range(3):
+        shop.sweep.round()
     assert asked == [10_000] and measured("orderproc_outbox_events") == 10_000
+    monkeypatch.setattr("core.flow.outbox.MEASURE_EVERY", 0)
+    shop.sweep.round()
+    assert len(asked) == 2
 
 
 def test_a_clock_that_goes_back_takes_no_order_back(shop, monkeypatch):

@@ -70,7 +70,7 @@ def test_kill_9_of_the_program_ends_the_bundled_store(embedded):
 def test_the_death_of_the_bundled_store_ends_the_process(embedded):
     running = embedded()
     running.call("POST", "/orders", running.order())
-    process = running.processes.pop("api")
+    process = running.processes["api"]
     os.kill(store_of(running), signal.SIGKILL)
     assert process.wait(10) == 1
     lines = [json.loads(line) for line in running.log("api").splitlines() if line.startswith("{")]
@@ -120,7 +120,7 @@ def test_ctrl_c_ends_all_of_it_within_10_seconds(embedded):
     running = embedded()
     assert store_processes(running)
     running.post_many(50, 8)
-    process = running.processes.pop("api")
+    process = running.processes["api"]
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 0

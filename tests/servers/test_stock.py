@@ -1,11 +1,14 @@
 """The stock, on mongomock (no server needed) and on a real store: the same promises on both."""
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from pymongo.errors import AutoReconnect
 
 from core.flow.services import StockInDoubt, StockMoves
-from core.store.connection import StoreUnavailable
+from core.store.connection import DocumentExists, KeyReused, StoreUnavailable, bulk_write
+from core.store.stock import PreconditionFailed
 from core.store.store import Store
 from tools.chaos.system import wait_for
 
@@ -77,10 +80,68 @@ def test_setting_stock_makes_a_sku_that_can_be_taken(stock, moves, available):
     assert moves.take("n", "o", {"N1": 2}) == {} and available("N1") == 0
 
 
+def test_a_put_repeated_changes_nothing_even_after_a_sale(stock, moves, available):
+    first = stock.put("N1", 5, "p1")
+    moves.take("n", "o", {"N1": 3})
+    again = stock.put("N1", 5, "p1")
+    assert (first, again) == (({"sku": "N1", "available": 5}, True), ({"sku": "N1", "available": 2}, False))
+    with pytest.raises(KeyReused):
+        stock.put("N1", 6, "p1")
+    assert available("N1") == 2
+
+
+def test_a_put_asks_what_its_caller_needs(stock, available):
+    asked = []
+    for sku in ("A1", "N1"):
+        with pytest.raises(PreconditionFailed):
+            stock.put(sku, 5, "p1", needs=asked.append)
+    assert asked == [{"sku": "A1", "available": 10}, None]
+    assert available() == 10 and stock.get("N1") is None
+    assert stock.put("N1", 5, "p2", needs=lambda entry: entry is None) == ({"sku": "N1", "available": 5}, True)
+
+
+@pytest.mark.parametrize("sku", ["A1", "N1"])
+def test_a_late_copy_of_a_put_changes_nothing(stock, moves, available, database, sku, monkeypatch):
+    copies, do = [], stock._bulk.do
+
+    def remember(writes=(), *args, **named):
+        copies.extend(writes)
+        return do(writes, *args, **named)
+
+    monkeypatch.setattr(stock._bulk, "do", remember)
+    stock.put(sku, 100, "p1")
+    stock.put(sku, 5, "p2")
+    moves.take("n", "o", {sku: 3})
+    for copy in copies:
+        with contextlib.suppress(DocumentExists):
+            do([copy])
+    assert available(sku) == 2 and database["stock"].find_one({"_id": sku})["rev"] == 2
+
+
+def test_a_sale_between_reading_and_writing_fails_a_condition(stock, moves, available):
+    def sells(entry):
+        if not sold:
+            sold.append(moves.take("n", "o", {"A1": 1}))
+        return entry["available"] == 10
+
+    sold = []
+    with pytest.raises(PreconditionFailed):
+        stock.put("A1", 20, "p1", needs=sells)
+    assert available() == 9
+
+
+def test_puts_at_once_each_count(stock, database, available):
+    with ThreadPoolExecutor(16) as crowd:
+        entries = list(crowd.map(lambda n: stock.put("A1", n, f"p{n}"), range(16)))
+    assert sorted(entry["available"] for entry, _ in entries) == list(range(16))
+    document = database["stock"].find_one({"_id": "A1"})
+    assert document["rev"] == 16 and document["put"]["available"] == available()
+
+
 def test_many_first_writes_of_a_sku_at_once_make_one(stock, database):
     with ThreadPoolExecutor(16) as crowd:
         assert all(crowd.map(lambda n: stock.put("N1", n, f"p{n}"), range(16)))
-    assert database["stock"].count_documents({"_id": "N1"}) == 1
+    assert [document["rev"] for document in database["stock"].find({"_id": "N1"})] == [16]
 
 
 # --- taking
@@ -185,6 +246,41 @@ def test_only_the_pending_move_that_is_meant_ends(moves, pending):
     moves.take("b", "o2", {"A1": 1})
     moves.roll_back("a", {"A1": 1})
     assert pending() == {"b"}
+
+
+@pytest.mark.parametrize("verb", ["take", "give_back", "put"])
+def test_what_may_not_be_repeated_is_sent_once(stock, moves, verb, monkeypatch):
+    """A late copy would take, give or set once more after the move was ended or the units were sold."""
+    sent, call = [], {
+        "take": lambda: moves.take("n", "o", {"A1": 1}),
+        "give_back": lambda: moves.give_back("n", "o", {"A1": -1}),
+        "put": lambda: stock.put("A1", 5, "p1"),
+    }[verb]  # fmt: skip
+    lose_answers(monkeypatch, sent)
+    with pytest.raises(StoreUnavailable, match="nobody knows"):
+        call()
+    assert len(sent) == 1
+
+
+def test_a_roll_back_is_repeated_until_it_is_acknowledged(moves, available, pending, monkeypatch):
+    sent = []
+    moves.take("n", "o", {"A1": 4})
+    lose_answers(monkeypatch, sent, most=2)
+    moves.roll_back("n", {"A1": 4})
+    assert len(sent) == 3 and available() == 10 and pending() == set()
+
+
+def lose_answers(monkeypatch, sent, most=9):
+    """Have bulks done whose answer is lost, `most` of them; gives all in `sent`."""
+
+    def lose(collection, writes):
+        failures = bulk_write(collection, writes)
+        sent.extend([writes] if writes else [])
+        if writes and len(sent) <= most:
+            raise AutoReconnect("lost")
+        return failures
+
+    monkeypatch.setattr("core.store.group_commit.bulk_write", lose)
 
 
 # --- what the sweep calls

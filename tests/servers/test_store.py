@@ -4,6 +4,7 @@ import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pymongo
 import pytest
@@ -13,6 +14,8 @@ from core.order.events import Event
 from core.order.state_machine import holdings, outcome_of, step_name, unfinished_steps
 from core.order.view import view
 from core.store.connection import DocumentRefused, StoreUnavailable, connect, within
+from core.store.group_commit import GroupCommit
+from core.store.lease import EXPIRES, Lease
 from core.store.open_orders import OPEN, WAITING
 from core.store.orders import KeyReused, StatusConflict
 from core.store.store import Store
@@ -471,14 +474,14 @@ def test_fencing_an_attempt_of_a_missing_order_does_nothing(orders, open_orders)
 def test_waking_makes_open_orders_due_and_forgets_parked_steps(orders, open_orders):
     document, event = reserved(orders)
     fail(orders, event, wait=None)
-    shut = stored_order(orders)
+    document, shut = orders.get(document["_id"]), stored_order(orders)
     open_orders.write([open_orders.look_again(shut, None)])
     moment = now() + timedelta(seconds=1)
     assert [open_orders.wake(10, moment) for _ in range(2)] == [1, 0]
     assert [found["_id"] for found in open_orders.due(10, moment)] == [document["_id"]]
     woken = orders.get(document["_id"])
     assert (woken["parked"], woken["sweeps"]) == ([], 0) and woken["touched"] < now() - timedelta(minutes=59)
-    assert woken["rev"] > document["rev"]
+    assert woken["rev"] == document["rev"] + 1
 
 
 def test_what_is_due_only_by_a_wrong_clock_is_due(orders, open_orders, database):
@@ -493,6 +496,41 @@ def test_an_update_by_a_clock_gone_back_keeps_the_time(orders, database):
     document, later = stored_order(orders), now() + timedelta(hours=1)
     database["orders"].update_one({"_id": document["_id"]}, {"$set": {"updatedAt": later}})
     assert cancelled(orders, document["_id"])[0]["updatedAt"] == later
+
+
+# --- the lease of the sweep (all of it: tests/fast/test_lease.py)
+
+
+@pytest.fixture
+def hour_hand(monkeypatch):
+    """A monotonic clock that goes on by hand, in place of the lease's."""
+    hand = SimpleNamespace(now=1000.0, monotonic=lambda: hand.now)
+    monkeypatch.setattr("core.store.lease.time", hand)
+    return hand
+
+
+def test_a_lease_is_held_by_one_and_taken_over(store, hour_hand, database):
+    one, other = store.lease, Store(database).lease
+    assert [one.beat(), other.beat(), one.beat(), other.beat()] == [1, 0, 1, 0]
+    hour_hand.now += EXPIRES + 0.1  # and nobody raised the beat
+    assert [other.beat(), one.beat()] == [2, 0]
+    one.free()
+    assert other.beat() == 2
+    other.free()
+    hour_hand.now += 0.1
+    assert [one.beat(), one.beat()] == [0, 3]
+    assert database["leases"].count_documents({}) == 1
+
+
+def test_a_new_lease_goes_to_one_of_sixteen(store, database):
+    crowd, barrier = [Lease(GroupCommit(database["leases"])) for _ in range(16)], threading.Barrier(16)
+
+    def beat(lease):
+        barrier.wait(10)
+        return lease.beat()
+
+    with ThreadPoolExecutor(16) as pool:
+        assert sorted(pool.map(beat, crowd)) == [0] * 15 + [1]
 
 
 # --- what the engine must do, and the outbox rests on
@@ -512,7 +550,7 @@ def test_clearing_the_last_event_forgets_since_when_it_waited(orders):
 def test_a_new_event_in_an_empty_outbox_waits_since_then(orders):
     document = stored_order(orders)
     orders.clear(document["_id"], document["outbox"][0])
-    wait_for(lambda: "outboxSince" not in orders.get(document["_id"]), 5)
+    wait_for(lambda: "outboxSince" not in orders.get(document["_id"]) and now() > document["createdAt"], 5)
     after, _ = cancelled(orders, document["_id"])
     assert after["outboxSince"] == after["updatedAt"] > document["createdAt"]
 
@@ -530,6 +568,20 @@ def test_both_past_and_far_future_come_in_one_order(orders, open_orders, databas
         database["orders"].update_one({"_id": id}, {"$set": {"due": now() + timedelta(hours=hour)}})
     assert [hours[order["_id"]] for order in open_orders.due(9, now())] == [-2, -1, 3]
     assert [hours[order["_id"]] for order in open_orders.due(2, now())] == [-2, -1]
+
+
+def test_a_wrong_clocks_order_is_found_behind_many(orders, open_orders, database):
+    hours = {stored_order(orders)["_id"]: hour for hour in (0.1, 0.2, 0.3, 5)}
+    for id, hour in hours.items():
+        database["orders"].update_one({"_id": id}, {"$set": {"due": now() + timedelta(hours=hour)}})
+    assert [hours[order["_id"]] for order in open_orders.due(2, now())] == [5]
+
+
+@pytest.mark.parametrize("due", ["soon", 0, None, {}, []], ids=repr)
+def test_what_is_due_at_no_time_is_passed_over(orders, open_orders, database, due):
+    odd, good = stored_order(orders), stored_order(orders)
+    database["orders"].update_one({"_id": odd["_id"]}, {"$set": {"due": due}})
+    assert [order["_id"] for order in open_orders.due(9, now() + timedelta(minutes=1))] == [good["_id"]]
 
 
 def test_a_malformed_order_can_be_looked_at_again(open_orders, database):

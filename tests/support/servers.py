@@ -241,7 +241,8 @@ class BrokerNode:
     def kill(self) -> None:
         """kill -9: the node gets no chance to tidy up."""
         if self._process:
-            self._signal(signal.SIGKILL)
+            with suppress(ProcessLookupError):  # one that could not start
+                self._signal(signal.SIGKILL)
             self._process.wait()
             self._process = None
 
