@@ -110,9 +110,12 @@ class Api:
     def set_stock(self, request: Request, sku: str) -> HTTPResponse:
         key = reading.idempotency_key(header("IDEMPOTENCY_KEY"))
         name = f"{request.key.name}:{key}" if key else str(uuid.uuid4())
-        needs = as_the_client_knows_it if header("IF_MATCH") or header("IF_NONE_MATCH") else None
+        conditional = (header("IF_MATCH"), header("IF_NONE_MATCH")) != (None, None)
+        needs = as_the_client_knows_it if conditional else None
         entry, new = self.stock.put(sku, reading.read_available(sku, request.body), name, needs)
-        return reply(entry, 201 if new else 200, etag=etag(reply(entry)))
+        response = reply(entry, 201 if new else 200)
+        response.set_header("ETag", etag(response))
+        return response
 
     def _find(self, request: Request, order_id: str) -> OrderDocument:
         document = self.orders.get(order_id) if re.fullmatch(reading.ORDER_ID, order_id) else None

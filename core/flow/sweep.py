@@ -28,8 +28,6 @@ BATCH = 200
 CROWDED = 1000  # messages: in a queue with more, what seems to be missing is likely to be waiting
 LONG_AGO, OLD = -1, 60  # beats of the lease, a second each or more: an attempt with moves pending for so long is fenced
 OUTBOX_AGAIN, LONGEST_WAIT = timedelta(seconds=10), timedelta(minutes=30)  # between looks
-
-
 Resend = list[tuple[str, Envelope]]  # (handler, what it misses)
 
 

@@ -1,4 +1,4 @@
-"""The three routes both processes have, `/healthz`, `/readyz` and `/metrics`, and the consumer's server for them."""
+"""The three routes both processes have, `/healthz`, `/readyz` and `/metrics`, and a server for them alone."""
 
 import threading
 from collections.abc import Callable

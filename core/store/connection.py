@@ -35,7 +35,7 @@ GUARANTEES: tuple[Any, ...] = (
     CodecOptions(), ReadPreference.PRIMARY, WriteConcern(w="majority", j=True), ReadConcern("local")
 )  # fmt: skip
 WRONG_PASSWORD = (18, 8000)  # AuthenticationFailed; 8000 is Atlas' word for it
-HINT = "it must be mongodb://user:password@host:port/database, and @ : / % in a password are %40 %3A %2F %25"
+HINT = "it must be mongodb://user:password@host:port/database, and @ : / % in user or password are %40 %3A %2F %25"
 INDEX_WITHIN, INDEX_PAUSE = 3600, 60  # seconds that the making of an index gets, and between two tries
 INDEX_HEAD_START = 1.0  # seconds that a start waits for it
 
@@ -98,6 +98,8 @@ def connect(url: str, connections: int = 100) -> Any:
         return mongomock.MongoClient()["orderproc"]
     options = {"maxPoolSize": connections, "event_listeners": [_CountCommands()], **OPTIONS}
     try:
+        if "@" in url.partition("://")[2].partition("?")[0].partition("/")[2]:
+            raise ValueError("cannot be used")  # the driver would take what is before the / for the host
         with warnings.catch_warnings(action="error", category=UserWarning):  # of an option that it does not know
             warnings.filterwarnings("ignore", "You appear to be connected")  # to a service that is not quite MongoDB
             client: Any = pymongo.MongoClient(url, **options)

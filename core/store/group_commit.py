@@ -38,15 +38,11 @@ log = logging.getLogger(__name__)
 PATIENCE = 10.0  # seconds that a caller waits at most
 ATTEMPT = 2.5  # seconds for one bulk or read; the server gives up by then, too
 PAUSE = 0.2  # seconds between repeats
-GRACE, LET_IN_EVERY = (
-    0.5,
-    1.0,
-)  # seconds of failing after which callers are refused at once; a moment of it is nothing unusual
+GRACE = 0.5  # seconds of failing after which callers are refused at once; a moment of it is nothing unusual
+LET_IN_EVERY = 1.0  # seconds, and then one of them is not
 LOG_EVERY = 10.0  # seconds
 LARGEST_QUEUE = 2000  # callers waiting
 LARGEST_BATCH = 128  # writes; with so many in it a bulk takes in nobody more
-
-
 SILENCE = (errors.ConnectionFailure, errors.ExecutionTimeout)  # no answer in time
 
 
@@ -183,15 +179,13 @@ class GroupCommit:
         """One bulk and one read. False where the store does not answer at all."""
         BATCH_SIZE.labels(self._collection.name).observe(len(group))
         began = time.monotonic()
-        failed = self._write([request for request in group if request.writes])
-        silence = next((error for error in failed.values() if isinstance(error, SILENCE)), None)
-        documents: dict[str, Any] = {}
+        failed = self._write([request for request in group if request.writes], began)
         readers = [request for request in group if request.read and request not in failed]
-        try:
-            if silence:
-                raise silence
-            documents = self._read({id for request in readers for id in request.read})
-        except Exception as error:  # whatever it says, it says nothing about the writes, which may be there
+        documents: dict[str, Any] = {}
+        error: Exception | None = next((each for each in failed.values() if isinstance(each, SILENCE)), None)
+        if error is None:  # else reading would take as long, for nothing
+            documents, error = self._read({id for request in readers for id in request.read})
+        if error:
             failed |= dict.fromkeys(readers, error)
             self._note("read", began, error)
         for request in group:
@@ -199,11 +193,11 @@ class GroupCommit:
                 request.fail(failed[request])
             else:
                 request.result.set_result({id: documents[id] for id in request.read if id in documents})
-        return not any(isinstance(error, SILENCE) for error in failed.values())
+        return not isinstance(error, SILENCE)
 
-    def _write(self, writers: list[_Request]) -> dict[_Request, Exception]:
+    def _write(self, writers: list[_Request], began: float) -> dict[_Request, Exception]:
         """Gives the errors of those that have one; of several writes' errors, one that leaves open what was done."""
-        owners, began = [request for request in writers for _ in request.writes], time.monotonic()
+        owners = [request for request in writers for _ in request.writes]
         try:
             with pymongo.timeout(ATTEMPT):
                 failures = bulk_write(self._collection, [write for request in writers for write in request.writes])
@@ -214,13 +208,17 @@ class GroupCommit:
             self._note("write", began, next(iter(unknown.values()), None), works=len(unknown) < len(writers))
         return {owners[n]: error for n, error in failures.items()} | unknown
 
-    def _read(self, ids: set[str]) -> dict[str, dict[str, Any]]:
+    def _read(self, ids: set[str]) -> tuple[dict[str, Any], Exception | None]:
+        """The documents by id, or why there are none: that says nothing about the writes before, which may be there."""
         if not ids:
-            return {}
-        with pymongo.timeout(ATTEMPT):
-            found = list(self._collection.find({"_id": {"$in": sorted(ids)}}).batch_size(len(ids) + 1))
+            return {}, None
+        try:
+            with pymongo.timeout(ATTEMPT):
+                found = list(self._collection.find({"_id": {"$in": sorted(ids)}}).batch_size(len(ids) + 1))
+        except Exception as error:
+            return {}, error
         self._failing.pop("read", None)
-        return {document["_id"]: document for document in found}
+        return {document["_id"]: document for document in found}, None
 
     def _note(self, kind: str, began: float, error: Exception | None, works: bool = False) -> None:
         """Remember whether requests of a kind fail, and say so now and then; `works`: some did not."""

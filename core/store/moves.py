@@ -25,9 +25,9 @@ class Moves:
     def __init__(self, bulk: GroupCommit) -> None:
         self._bulk = bulk
 
-    # They are sent once. `moves.id != move` stops a repeat only while the entry is there, and committing
-    # removes it: a first copy, late in a slow server, would take the units again, and the sweep would commit that too.
-    # So where the store does not reply the attempt gives up, and the sweep rolls back what appears.
+    # A move is begun once. `moves.id != move` stops a repeat only while the entry is there, and committing removes it:
+    # a first copy, late in a slow server, would take the units again, and the sweep would commit that too. So where the
+    # store does not reply the attempt gives up, and the sweep rolls back what appears.
 
     def take(self, move: str, order_id: str, lines: dict[str, int]) -> dict[str, str]:
         """Remove units where there are enough, each SKU for itself; gives {sku: why} for the others.
@@ -61,8 +61,7 @@ class Moves:
 
     def mark(self, moves: list[tuple[str, dict[str, Any]]], mark: int) -> None:
         """Mark pending moves that have no mark."""
-        unmarked = [{"_id": sku, "moves": {"$elemMatch": {"id": m["id"], "mark": UNMARKED}}} for sku, m in moves]
-        self._bulk.do_each([Write(needs, {"$set": {"moves.$.mark": mark}}) for needs in unmarked])
+        self._bulk.do_each([_mark(sku, move["id"], mark) for sku, move in moves])
 
     def end(self, moves: list[tuple[str, dict[str, Any], bool]]) -> None:
         """Commit pending moves, or roll them back: (sku, entry, whether to commit)."""
@@ -80,6 +79,11 @@ def _begin(sku: str, move: str, order_id: str, units: int) -> Write:
     taken = max(0, units)
     enough = {"_id": sku, "available": {"$gte": taken}, "moves.id": {"$ne": move}}
     return Write(enough, {"$inc": {"available": -taken}, "$push": {"moves": pending}})
+
+
+def _mark(sku: str, move: str, mark: int) -> Write:
+    unmarked = {"_id": sku, "moves": {"$elemMatch": {"id": move, "mark": UNMARKED}}}
+    return Write(unmarked, {"$set": {"moves.$.mark": mark}})
 
 
 def _end(sku: str, move: str, units: int) -> Write:

@@ -47,8 +47,7 @@ class OpenOrders:
 
         {} where there is none, None where it could not be written.
         """
-        unless_recorded = [({"_id": order, "steps.attempt": {"$ne": attempt}}, attempt) for order, attempt in attempts]
-        return self._bulk.do_each([Write(needs, {"$addToSet": {"fenced": id}}) for needs, id in unless_recorded])
+        return self._bulk.do_each([_fence(order_id, attempt) for order_id, attempt in attempts])
 
     def wake(self, limit: int, before: datetime) -> int:
         """Have the sweep send the unfinished steps of orders that were made before again, parked ones too.
@@ -70,3 +69,7 @@ class OpenOrders:
             oldest = list(orders.find(WAITING, {"outboxSince": 1}).sort("outboxSince", 1).limit(1))
             sums = list(orders.aggregate([{"$match": WAITING}, {"$limit": most}, {"$group": total}])) if oldest else []
         return (sums[0]["events"], oldest[0].get("outboxSince")) if sums else (0, None)
+
+
+def _fence(order_id: str, attempt: str) -> Write:
+    return Write({"_id": order_id, "steps.attempt": {"$ne": attempt}}, {"$addToSet": {"fenced": attempt}})

@@ -433,6 +433,13 @@ def test_a_weak_tag_is_no_match_for_a_put(shop):
     assert shop.admin("GET", "/stock/A1", if_none_match=weak).status == 304
 
 
+@pytest.mark.parametrize("tags", ["", " ", ",", "A1"])
+def test_an_if_match_without_a_tag_matches_nothing(shop, tags):
+    put(shop, 1)
+    assert put(shop, 2, if_match=tags).status == 412
+    assert put(shop, 3, if_none_match=tags).status == 200
+
+
 def test_a_refused_precondition_says_which(shop):
     problem = put(shop, 1, if_match='"x"').json
     assert (problem["type"], problem["status"]) == ("urn:orderproc:precondition-failed", 412)

@@ -623,18 +623,23 @@ def test_a_document_beyond_any_limit_is_refused_unsent():
     assert collection.bulks == []
 
 
-def test_one_poison_write_does_not_stop_the_others(crowd):
-    collection = Collection()
-    bulk_write = collection.bulk_write
+class Poisoned(Collection):
+    """Refuses every bulk with one document in it."""
 
-    def refuse_with_poison(operations, ordered):
-        if "1" in inserted(operations):
-            collection.bulks.append(list(inserted(operations)))
+    def __init__(self, poison: str) -> None:
+        super().__init__()
+        self.poison = poison
+
+    def bulk_write(self, operations, ordered):
+        if self.poison in inserted(operations):
+            self.bulks.append(list(inserted(operations)))
             raise OperationFailure("nested too deep", 15)
-        bulk_write(operations, ordered)
+        super().bulk_write(operations, ordered)
 
+
+def test_one_poison_write_does_not_stop_the_others(crowd):
+    collection = Poisoned("1")
     group = GroupCommit(collection)
-    collection.bulk_write = refuse_with_poison
     calls = [lambda n=n: do_within(group, str(n), 1) for n in range(4)]
     futures = while_one_is_on_its_way(collection, group, crowd, calls)
     assert [type(future.exception(5)) for future in futures] == [type(None), StoreUnavailable, *[type(None)] * 2]
@@ -642,16 +647,7 @@ def test_one_poison_write_does_not_stop_the_others(crowd):
 
 def test_what_comes_later_is_done_beside_a_poison_write(crowd, monkeypatch):
     monkeypatch.setattr(group_commit, "LET_IN_EVERY", 0.1)
-    collection = Collection()
-    bulk_write = collection.bulk_write
-
-    def refuse_poison(operations, ordered):
-        if "poison" in inserted(operations):
-            collection.bulks.append(list(inserted(operations)))
-            raise OperationFailure("nested too deep", 15)
-        bulk_write(operations, ordered)
-
-    collection.bulk_write = refuse_poison
+    collection = Poisoned("poison")
     group = GroupCommit(collection)
     poison = crowd.submit(do_within, group, "poison", 3)
     wait_for(lambda: len(collection.bulks) > 3, 5)

@@ -59,8 +59,8 @@ class Stage:
         database = connect(server.url)
         self.shop, self.desk = Shop(database), Desk(database=database, stock={"A1": 100}, stop=Stop(), **HANDLERS)
 
-    def create(self, *faults) -> int:
-        with self.misbehaving("orders", "insert", *faults):
+    def create(self, *faults, lasting: bool = False) -> int:
+        with self.misbehaving("orders", "insert", *faults, lasting=lasting):
             status = self.post()
         assert self.post() == 201, "the same key again"
         assert self.server.database["orders"].count_documents({"requestKey": "shop:k"}) == 1
@@ -69,9 +69,9 @@ class Stage:
     def post(self) -> int:
         return self.shop.client("POST", "/orders", ORDER, idempotency_key="k").status
 
-    def cancel(self, *faults) -> int:
+    def cancel(self, *faults, lasting: bool = False) -> int:
         path = f"/orders/{self.shop.client.create()['id']}"
-        with self.misbehaving("orders", "update", *faults):
+        with self.misbehaving("orders", "update", *faults, lasting=lasting):
             status = self.shop.client("POST", f"{path}/cancel").status
         assert self.shop.client("POST", f"{path}/cancel").json["status"] == "cancelled"
         return status
@@ -91,10 +91,11 @@ class Stage:
         return delivery.end
 
     @contextmanager
-    def misbehaving(self, collection: str, name: str, *faults) -> Iterator[None]:
+    def misbehaving(self, collection: str, name: str, *faults, lasting: bool = False) -> Iterator[None]:
+        """The faults one after the other, or the first of them at every such command."""
         wait_for(lambda: not self.desk.pending_moves() or collection == "orders", 10, "nothing is under way")
         matches = on(collection, name)
-        self.server.fault = when(matches, *faults) if faults[-1:] != (...,) else always(matches, faults[0])
+        self.server.fault = always(matches, faults[0]) if lasting else when(matches, *faults)
         yield
         self.server.fault = None
 
@@ -115,18 +116,17 @@ class Stage:
 
 @pytest.fixture
 def stage(monkeypatch):
-    with short_waits(monkeypatch), WireStore() as server:
+    shorten_waits(monkeypatch)
+    with WireStore() as server:
         yield Stage(server)
 
 
-@contextmanager
-def short_waits(monkeypatch):
+def shorten_waits(monkeypatch):
     monkeypatch.setattr("core.store.group_commit.PAUSE", 0.01)
     monkeypatch.setattr("core.store.group_commit.GRACE", 5.0)  # what is cleared beside may meet the fault, too
     monkeypatch.setattr("core.store.store.PING_EVERY", 0.0)
     monkeypatch.setattr("core.store.store.PING_WITHIN", 0.2)
     monkeypatch.setattr("pymongo.common.MIN_HEARTBEAT_INTERVAL", 0.01)  # until it connects again
-    yield
 
 
 def row(stage: Stage, *faults) -> list[int | str]:
@@ -153,10 +153,10 @@ def test_an_open_answer_to_a_repeat_is_not_believed(stage, answer):
 def test_a_store_that_refuses_for_long_loses_nothing(stage, answer, monkeypatch):
     monkeypatch.setattr("core.http.app.ANSWER_WITHIN", 0.1)
     stage.put()
-    assert stage.create(OPEN[answer], ...) == 503
-    assert stage.cancel(OPEN[answer], ...) == 503
+    assert stage.create(OPEN[answer], lasting=True) == 503
+    assert stage.cancel(OPEN[answer], lasting=True) == 503
     _, body = stage.desk.place()
-    with stage.misbehaving("*", "update", OPEN[answer], ...):
+    with stage.misbehaving("*", "update", OPEN[answer], lasting=True):
         delivery = stage.desk.give("inventory", body)
         time.sleep(0.1)
         assert not stage.shop.store.ping() and delivery.ends == [] and stage.desk.bus.rebuilt == 0
@@ -189,7 +189,8 @@ def print_table() -> None:
     print(f"{'answer':<24} {'PUT':<5} {'POST':<5} {'cancel':<7} {'take':<6} record")
     for name, fault in OPEN.items():
         for label, faults in ((name, [fault]), ("  to a repeat", [lose_answer, fault])):
-            with pytest.MonkeyPatch.context() as patch, short_waits(patch), WireStore() as server:
+            with pytest.MonkeyPatch.context() as patch, WireStore() as server:
+                shorten_waits(patch)
                 put, post, cancel, take, record = row(stage := Stage(server), *faults)
                 stage.check()
             print(f"{label:<24} {put:<5} {post:<5} {cancel:<7} {take:<6} {record}")

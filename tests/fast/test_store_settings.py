@@ -11,7 +11,8 @@ from pymongo import IndexModel
 from pymongo.errors import AutoReconnect, OperationFailure
 from pymongo.read_preferences import ReadPreference
 
-from core.base.settings import SettingInvalid
+from core.base.settings import SettingInvalid, load
+from core.running.wiring import connect_all
 from core.store import connection
 from core.store import store as store_module
 from core.store.connection import DocumentExists, StoreUnavailable, connect, make_indexes, time_left, within
@@ -60,6 +61,11 @@ def test_what_the_program_rests_on_is_in_no_urls_hands(server):
     assert (options.timeout, options.server_selection_timeout, options.pool_options.connect_timeout) == (10, 2, 2)
 
 
+def test_every_web_thread_has_a_connection(server, clients):
+    connect_all(load({"WEB_THREADS": "123", "AMQP_URL": "embedded"}), server.url)
+    assert clients[-1].options.pool_options.max_pool_size > 123
+
+
 def test_what_is_sent_asks_for_it_whatever_the_url(server):
     store = Store(connect(f"{server.url}&{ODD}"))
     order = stored_order(store.orders)
@@ -101,6 +107,9 @@ def test_a_store_that_refuses_does_not_stop_the_start(server):
         "mongodb://user:s3cret%zz@host/shop",
         "mongodb://user:s3c/ret@host/shop",
         "mongodb://user:s3c:ret@host/shop",
+        "mongodb://us/er:s3cret@host/shop",
+        "mongodb://us/er:s3cret@host",
+        "mongodb://us?er:s3cret@host/shop",
         "mongodb://user:s3cret@host:port/shop",
         "mongodb://user:s3cret@host:99999/shop",
         "mongodb://user:s3cret@/shop",

@@ -3,6 +3,7 @@
 import pytest
 
 from core.store.connection import connect
+from core.store.store import Store
 from tests.support.samples import an_attempt
 
 
@@ -16,3 +17,8 @@ def database(request):
     yield database
     database.client.drop_database(database.name)
     database.client.close()
+
+
+@pytest.fixture
+def store(database):
+    return Store(database)

@@ -9,24 +9,17 @@ from pymongo.errors import AutoReconnect
 from core.flow.services import StockInDoubt, StockMoves
 from core.store.connection import DocumentExists, KeyReused, StoreUnavailable, bulk_write
 from core.store.stock import PreconditionFailed
-from core.store.store import Store
 from tools.chaos.system import wait_for
 
 
 @pytest.fixture
-def store(database):
-    store = Store(database)
-    store.stock.fill({"A1": 10, "B2": 3, "C3": 0})
-    return store
-
-
-@pytest.fixture
 def stock(store):
+    store.stock.fill({"A1": 10, "B2": 3, "C3": 0})
     return store.stock
 
 
 @pytest.fixture
-def moves(store):
+def moves(stock, store):
     return store.moves
 
 

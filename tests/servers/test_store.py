@@ -34,11 +34,6 @@ SUBSCRIBERS = {
 
 
 @pytest.fixture
-def store(database):
-    return Store(database)
-
-
-@pytest.fixture
 def orders(store):
     return store.orders
 

@@ -197,16 +197,12 @@ def read_command(kind: int, body: bytes) -> Document:
         section, place = body[place], place + 1
         size = struct.unpack_from("<i", body, place)[0]
         part, place = body[place : place + size], place + size
-        if section == 0:
+        if section == 0:  # its first field is the command's name, also where a list came before it
             command = dict(bson.decode(part)) | command
         else:
             name, _, documents = part[4:].partition(b"\0")
             command[name.decode()] = bson.decode_all(documents)
-    # The name of the command is its first field, also where a list came before its document.
-    lists = [name for name in command if isinstance(command[name], list) and name in ("documents", "updates")]
-    return {name: value for name, value in command.items() if name not in lists} | {
-        name: command[name] for name in lists
-    }
+    return command
 
 
 def write_reply(kind: int, reply: Document) -> bytes:

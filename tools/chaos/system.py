@@ -225,10 +225,15 @@ class System:
 
     def wait_until_whole(self, stock: dict[str, int], seconds: float = 30) -> None:
         """Wait until `check` finds nothing wrong; raises AssertionError with what it finds."""
+        wrong = self.still_wrong(stock, seconds)
+        assert not wrong, wrong
+
+    def still_wrong(self, stock: dict[str, int], seconds: float = 30) -> list[str]:
+        """What `check` finds after a while; less where it finds nothing."""
         deadline = time.monotonic() + seconds
         while (wrong := self.check(stock)) and time.monotonic() < deadline:
             time.sleep(0.5)
-        assert not wrong, wrong
+        return wrong
 
     # --- what must hold once everything is over
 
