@@ -12,9 +12,9 @@
 
 import logging
 import threading
+import time
 import uuid
 from argparse import Namespace
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -23,11 +23,12 @@ from core.base import logs, metrics
 from core.base.settings import SettingInvalid, Settings
 from core.bus.bus import Bus, Delivery
 from core.flow.outbox import Outbox
+from core.flow.report import Report
 from core.flow.services import Functions, Services, StockMoves, lambda_client
 from core.flow.sweep import Sweep
 from core.order.answers import check_answers
 from core.order.events import Event, EventInvalid, parse
-from core.order.state_machine import MOST_EVENTS, TRANSITIONS, OrderDocument, Outcome, outcome_of, step_name
+from core.order.state_machine import MOST_EVENTS, TRANSITIONS, OrderDocument, Outcome, Step, outcome_of, step_name
 from core.running import commands, discovery, wiring
 from core.running.health import serve_health
 from core.running.process import exit_code, leave, read_settings, stop_on_signal
@@ -100,11 +101,10 @@ class Worker:
 
     def _wait_for_the_store(self) -> None:
         """Until it reads and writes, as the handler is run again then. Raises StoreUnavailable on a stop."""
-        while True:
-            if self._stop.wait(1):
-                raise StoreUnavailable("stopped while waiting for the store")
+        while not self._stop.wait(1):
             if self._store.ping():
                 return
+        raise StoreUnavailable("stopped while waiting for the store")
 
     def run_step(self, attempt: Attempt) -> Outcome:
         """Run the step once: read the order, run the handler, record what it did, and only then ack."""
@@ -120,8 +120,10 @@ class Worker:
             return "already" if outcome == "already" else "skipped"
         moves = StockMoves(self._store.moves, order, attempt.id, last_try=delivery.tries >= len(self._delays))
         try:
+            began = time.monotonic()
             answers = self._run_handler(attempt, moves, MOST_EVENTS - len(order["events"]))
-            order = self._orders.record(event, step, attempt.id, answers, moves.made())
+            made = Step(step=step, attempt=attempt.id, moves=moves.made(), ms=round((time.monotonic() - began) * 1000))
+            order = self._orders.record(event, made, answers)
         except StoreUnavailable:  # the store did not reply, so the step may be recorded: the moves stay pending
             raise
         except (Exception, SystemExit) as error:  # a handler may call what calls sys.exit
@@ -152,18 +154,19 @@ class Worker:
         attempt.delivery.ack()
         return outcome
 
-    def _publish(self, order: OrderDocument, answers: Sequence[Event]) -> None:
+    def _publish(self, order: OrderDocument, answers: list[Event]) -> None:
         self._outbox.publish_pending(order, answers)
         for status in [TRANSITIONS[answer.type].leaves for answer in answers if answer.type in TRANSITIONS]:
             metrics.ORDERS.labels(status).inc()
 
     def _try_later(self, attempt: Attempt, error: BaseException, outcome: Outcome = "retried") -> Outcome:
-        delivery, name, tries = attempt.delivery, type(error).__name__, attempt.delivery.tries + 1
+        delivery, tries = attempt.delivery, attempt.delivery.tries + 1
         wait = self._delays[tries - 1] if tries <= len(self._delays) else None
-        fields = {"try": tries, "error": name, "where": logs.raised_at(error)}  # not its text: it may name people
-        log.warning("a try failed", exc_info=log.isEnabledFor(logging.DEBUG), extra=fields)
+        # Not its text: it may name people.
+        why = {"try": tries, "error": type(error).__name__, "where": logs.raised_at(error)}
+        log.warning("a try failed", exc_info=log.isEnabledFor(logging.DEBUG), extra=why)
         with suppress(OrderMissing, DocumentRefused):  # then the message alone tells of it
-            self._orders.record_failure(attempt.event, attempt.step, attempt.id, tries, name, wait)
+            self._orders.record_failure(attempt.event, attempt.step, attempt.id, why, wait)
         if wait is None:
             return self._park(delivery, repr(error)[:200])
         delivery.retry(wait, tries)
@@ -190,6 +193,7 @@ def consume(
     sweep = Sweep(store, bus, outbox, subscribers, stop, forgetful=settings.amqp_url == "embedded")
     sweep.start()
     names = settings.handlers or tuple(handlers)
+    Report(store.reports, bus, {name: list(handlers[name]) for name in names}, settings.retry_delays, stop).start()
     bus.consume({name: list(handlers[name]) for name in handlers}, names, settings.concurrency, worker.deliver, stop)
     sweep.join(SWEEP_ENDS_WITHIN)  # it frees the lease
     bus.close()
@@ -207,7 +211,7 @@ def run(settings: Settings, _: Namespace) -> None:
     consume(settings, handlers, store, bus, lambda_client(settings.concurrency * len(handlers)), stop)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run a command; gives the exit code."""
     args = commands.parse_arguments(str(__doc__), ["run", *commands.COMMANDS], argv)
     command, needed = commands.COMMANDS.get(args.command, (run, ("MONGODB_URL", "AMQP_URL")))

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from operator import itemgetter
 from typing import Any
 from urllib.parse import urlencode
 
@@ -37,6 +38,8 @@ log = logging.getLogger("orderproc")
 HTML = "text/html; charset=utf-8"
 FILES = (
     ("/", ROOT / "web/index.html", HTML),
+    ("/page.css", ROOT / "web/page.css", "text/css; charset=utf-8"),
+    ("/page.js", ROOT / "web/page.js", "text/javascript; charset=utf-8"),
     ("/docs", ROOT / "web/docs.html", HTML),
     ("/docs/swagger-ui.css", swagger_ui_path / "swagger-ui.css", "text/css; charset=utf-8"),
     ("/docs/swagger-ui-bundle.js", swagger_ui_path / "swagger-ui-bundle.js", "text/javascript; charset=utf-8"),
@@ -55,6 +58,9 @@ def make_app(settings: Settings, store: Store, outbox: Outbox, bus: Bus) -> App:
     route("GET", "/orders", api.list_orders, query=reading.LIST_ORDERS)
     route("GET", "/orders/<order_id>", api.show_order)
     route("POST", "/orders/<order_id>/cancel", api.cancel_order, ("client", "admin"))
+    route("GET", "/orders/<order_id>/events", api.show_events)
+    route("POST", "/orders/<order_id>/redrive", api.redrive_order, ("admin",))
+    route("GET", "/handlers", api.list_handlers)
     route("GET", "/stock", api.list_stock, query=reading.LIST_STOCK)
     route("GET", "/stock/<sku>", api.show_stock)
     route("PUT", "/stock/<sku>", api.set_stock, ("admin",), body=True)
@@ -69,7 +75,7 @@ class Api:
     """What each route does with a request that passed the checks."""
 
     def __init__(self, store: Store, outbox: Outbox) -> None:
-        self.orders, self.stock, self.outbox = store.orders, store.stock, outbox
+        self.store, self.orders, self.stock, self.outbox = store, store.orders, store.stock, outbox
 
     def create_order(self, request: Request) -> HTTPResponse:
         key = reading.idempotency_key(header("IDEMPOTENCY_KEY"))
@@ -91,6 +97,12 @@ class Api:
     def show_order(self, request: Request, order_id: str) -> HTTPResponse:
         return tagged(show(self._find(request, order_id)))
 
+    def show_events(self, request: Request, order_id: str) -> HTTPResponse:
+        return tagged(reply({"events": self._find(request, order_id)["events"]}))
+
+    def redrive_order(self, request: Request, order_id: str) -> HTTPResponse:
+        return show(self.store.open_orders.redrive(self._find(request, order_id)))
+
     def cancel_order(self, request: Request, order_id: str) -> HTTPResponse:
         self._find(request, order_id)
         event = new_event("order_cancelled", order_id)
@@ -99,6 +111,11 @@ class Api:
             metrics.ORDERS.labels("cancelled").inc()
             self.outbox.publish_pending(document, [event])
         return show(document)
+
+    def list_handlers(self, request: Request) -> HTTPResponse:
+        reports = self.store.reports.all()
+        delays = [report.pop("retryDelays") for report in sorted(reports, key=itemgetter("seen"))]  # the newest counts
+        return tagged(reply({"retryDelays": delays[-1] if delays else [], "handlers": reports}))
 
     def list_stock(self, request: Request) -> HTTPResponse:
         return list_page("stock", "sku", request.query, self.stock.page)
@@ -227,7 +244,7 @@ def greet(settings: Settings, address: str) -> None:
         return log.info("listening", extra={"address": address})
     secret = next(iter(settings.api_keys.values())).secret
     order = '{"customerId": "ada", "email": "ada@example.com", "items": [{"sku": "A1", "quantity": 2, "price": 19.99}]}'
-    print(f"orderproc is at {address} with the key {secret}; Ctrl-C ends it. Try:\n")
+    print(f"orderproc is at {address}/#key={secret}; Ctrl-C ends it. Open that, or try:\n")
     print(f"curl {address}/orders -H 'Authorization: Bearer {secret}' \\")
     print(f"  -H 'Content-Type: application/json' -d '{order}'\n", flush=True)
 

@@ -248,7 +248,7 @@ BUGS = [
     ),
     Bug(
         "the lease judged by nobody",
-        "core/store/lease.py",
+        "core/store/consumers.py",
         [('or age > EXPIRES', "or age > 0")],
         "fast/test_lease.py",
     ),

@@ -78,6 +78,10 @@ class Bus(Protocol):
     def depths(self) -> dict[str, int]:
         """Handler -> messages that wait for it, a few seconds old."""
 
+    @property
+    def dead(self) -> dict[str, int]:
+        """Handler -> its dead letters, a few seconds old."""
+
     def start_publishing(self) -> None:
         """Begin to publish, in a process that does not consume; `consume` does it when the queues are there."""
 

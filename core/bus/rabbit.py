@@ -11,7 +11,6 @@ from typing import Any
 from pika.exceptions import ChannelClosedByBroker
 
 from core.base.ids import now, rfc3339
-from core.base.metrics import DEAD_MESSAGES
 from core.bus.bus import Deliver, Done, Message, PublishOutcome, Subscriptions, TopologyMismatch
 from core.bus.link import Link
 from core.bus.publisher import Letter, Publisher
@@ -34,6 +33,7 @@ class Rabbit(Link):
         super().__init__(url)
         self._delays, self.publisher = delays, Publisher(url)
         self.depths: dict[str, int] = {}
+        self.dead: dict[str, int] = {}
         self._mismatch = ""
         self._lock = threading.Lock()
 
@@ -98,7 +98,7 @@ class Rabbit(Link):
         for name in self._subscriptions:
             self._count(main_queue(name), functools.partial(self.depths.__setitem__, name))
         for name in self._names:
-            self._count(dead_queue(name), DEAD_MESSAGES.labels(name).set)
+            self._count(dead_queue(name), functools.partial(self.dead.__setitem__, name))
         self.later(LOOK_EVERY, self._look)
 
     def _count(self, queue: str, tell: Callable[[int], object]) -> None:

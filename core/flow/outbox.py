@@ -50,7 +50,7 @@ class Outbox:
         # An event without subscribers may go nowhere; any other that goes nowhere comes back and waits in the outbox.
         mandatory = bool(handler) or self._subscribed is None or type in self._subscribed
         try:
-            body = message_body(envelope, view(order, timeline=False))
+            body = message_body(envelope, view(order, progress=False))
         except Exception:  # one that cannot be written down must not stop the others
             log.exception("an event cannot be sent; it stays in its outbox", extra=fields)
             return

@@ -17,10 +17,10 @@ from core.base.ids import now
 from core.base.metrics import SWEEP_RESENT
 from core.bus.bus import Bus
 from core.flow.outbox import Outbox
-from core.order.events import Envelope
-from core.order.state_machine import OrderDocument, unfinished_steps
+from core.order.state_machine import OrderDocument, step_name, unfinished_steps
 from core.store.connection import StoreUnavailable, Write
 from core.store.moves import UNMARKED
+from core.store.open_orders import Resent
 from core.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,6 @@ BATCH = 200
 CROWDED = 1000  # messages: in a queue with more, what seems to be missing is likely to be waiting
 LONG_AGO, OLD = -1, 60  # beats of the lease, a second each or more: an attempt with moves pending for so long is fenced
 OUTBOX_AGAIN, LONGEST_WAIT = timedelta(seconds=10), timedelta(minutes=30)  # between looks
-Resend = list[tuple[str, Envelope]]  # (handler, what it misses)
 
 
 class Sweep(threading.Thread):
@@ -80,7 +79,7 @@ class Sweep(threading.Thread):
 
     def _look_at(self, orders: list[OrderDocument]) -> None:
         later = now() + LONGEST_WAIT  # for one that cannot be read
-        looks: list[tuple[Write, Resend]] = [
+        looks: list[tuple[Write, list[Resent]]] = [
             safely(self._look, order) or (self._open_orders.look_again(order, later), []) for order in orders
         ]
         # First, so that nothing is sent each second where the store takes no writes.
@@ -89,7 +88,7 @@ class Sweep(threading.Thread):
             if document is not None:
                 safely(self._send, order, resend)
 
-    def _look(self, order: OrderDocument) -> tuple[Write, Resend]:
+    def _look(self, order: OrderDocument) -> tuple[Write, list[Resent]]:
         """The write that says when to look next, and what is unfinished for so long that it is sent again.
 
         `sweeps` counts the waiting times that have passed since the order was touched. Where nobody swept while several
@@ -99,9 +98,10 @@ class Sweep(threading.Thread):
         if not order["outbox"] and not unfinished and not order["parked"]:
             return self._open_orders.look_again(order, due=None), []
         order["touched"] = min(order["touched"], moment + LONGEST_WAIT)  # later is a wrong clock, or a very long retry
-        due, resend = order["touched"] + patience(sweeps), list[tuple[str, Envelope]]()
+        due, redriven = order["touched"] + patience(sweeps), order.get("redriven", [])
+        resend = [(name, event) for name, event in unfinished if step_name(name, event["id"]) in redriven]
         if due <= moment:
-            resend = [step for step in unfinished if not self._crowded(step[0])]
+            resend += [step for step in unfinished if step not in resend and not self._crowded(step[0])]
             if unfinished and not resend:  # a guess: a thousand messages go in a minute
                 due = moment + timedelta(minutes=max(self._bus.depths.values()) / CROWDED)
             while due <= moment:
@@ -109,9 +109,9 @@ class Sweep(threading.Thread):
                 due = order["touched"] + patience(sweeps)
         if order["outbox"]:  # as it was read, before the publishing that follows: see then what is left
             due = moment + OUTBOX_AGAIN
-        return self._open_orders.look_again(order, min(due, moment + LONGEST_WAIT), sweeps), resend
+        return self._open_orders.look_again(order, min(due, moment + LONGEST_WAIT), sweeps, resend), resend
 
-    def _send(self, order: OrderDocument, resend: Resend) -> None:
+    def _send(self, order: OrderDocument, resend: list[Resent]) -> None:
         self._outbox.publish_pending(order)
         for handler, envelope in resend:
             if envelope["id"] not in order["outbox"]:

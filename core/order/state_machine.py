@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 from core.order.events import Envelope, Event
 
-Line = dict[str, Any]  # of the timeline: {"at", "by", and "event", "done", "failed" or "parked": an event type}
+Line = dict[str, Any]  # of the timeline: {"at", "by", and "event", "done", "failed", "parked" or "sent": an event type}
 # How a delivery ended. `done`: this attempt is recorded; `already`: another one is; `lost`: its answers came too late;
 # `skipped`: the order has moved on, or another release's handler takes the event; `fenced`: the sweep ruled this
 # attempt out; `retried` and `parked`: it failed, for now or for good.
@@ -53,6 +53,7 @@ class Step(TypedDict):
     step: str  # handler/event id
     attempt: str
     moves: list[Move]
+    ms: int  # that the handler took
 
 
 class OrderDocument(TypedDict, total=False):
@@ -80,6 +81,7 @@ class OrderDocument(TypedDict, total=False):
     steps: list[Step]
     fenced: list[str]  # attempts that can never be recorded
     parked: list[str]  # steps that were set aside after the last try
+    redriven: list[str]  # steps that the sweep sends at its next look, as somebody asked for it
     stockReturned: bool
     touched: datetime  # what the sweep's patience counts from: the last change or, after a failed try, the next try
     due: datetime  # when the sweep looks next; absent once nothing is in the outbox, unfinished or parked
@@ -125,7 +127,7 @@ def new_order(order: dict[str, Any], event: Event, at: datetime) -> OrderDocumen
     """The document of a new order (with its `_id`, owner and all that the client sent), and the event it announces."""
     document: Any = {
         **order, "status": TRANSITIONS[event.type].leaves, "createdAt": at, "updatedAt": at,
-        "timeline": [{"at": at, "event": event.type, "by": "api"}], "events": [event.envelope()], "outbox": [event.id],
+        "timeline": [{"at": at, **announced(event, "api")}], "events": [event.envelope()], "outbox": [event.id],
         "outboxSince": at, "steps": [], "fenced": [], "parked": [], "touched": at, "sweeps": 0, "rev": 0,
     }  # fmt: skip
     return document
@@ -133,30 +135,38 @@ def new_order(order: dict[str, Any], event: Event, at: datetime) -> OrderDocumen
 
 def cancel(event: Event, at: datetime) -> Change:
     """A pending order is cancelled."""
-    needed = TRANSITIONS[event.type].needs
-    lines = [{"event": event.type, "by": "api"}]
+    needed, lines = TRANSITIONS[event.type].needs, [announced(event, "api")]
     return Change(order_id=event.subject, at=at, status=needed, lines=lines, events=[event])
 
 
 def record(event: Event, step: Step, answers: Sequence[Event], at: datetime) -> Change:
     """An attempt did its step, and these events follow."""
-    by = handler_of(step["step"])
-    lines = [{"event": answer.type, "by": by} for answer in answers] or [{"done": event.type, "by": by}]
+    by, ms = handler_of(step["step"]), step["ms"]
+    lines = [announced(answer, by) | {"of": event.type, "ms": ms} for answer in answers]
+    lines = lines or [{"done": event.type, "by": by, "ms": ms}]
     return Change(
         order_id=event.subject, at=at, status=event.orderstatus,
         lines=lines, events=answers, step=step["step"], record=step,
     )  # fmt: skip
 
 
-def fail(event: Event, step: str, attempt: str, tries: int, error: str, wait: float | None, at: datetime) -> Change:
-    """A try failed; the next one is `wait` seconds away, or there is none and the step is parked."""
+def fail(event: Event, step: str, attempt: str, why: Line, wait: float | None, at: datetime) -> Change:
+    """A try failed; the next one is `wait` seconds away, or there is none and the step is parked.
+
+    `why` goes into the timeline: {"try", "error", "where"}.
+    """
     kind, next_try = ("parked", None) if wait is None else ("failed", at + timedelta(seconds=wait))
-    line = {kind: event.type, "by": handler_of(step), "try": tries, "error": error, "attempt": attempt}
+    line = {kind: event.type, "by": handler_of(step), **why, "attempt": attempt}
     line |= {"next": next_try} if next_try else {}
     return Change(
         order_id=event.subject, at=at, status=event.orderstatus, lines=[line], step=step,
         failed_attempt=attempt, next_try=next_try, park=wait is None,
     )  # fmt: skip
+
+
+def announced(event: Event, by: str) -> Line:
+    """What the timeline says of an event."""
+    return {"event": event.type, "id": event.id, "by": by}
 
 
 def step_name(handler: str, event_id: str) -> str:

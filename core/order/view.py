@@ -9,12 +9,15 @@ from core.order.state_machine import Line, OrderDocument
 
 SHOWN = (  # in this order
     "id", "status", "customerId", "email", "currency", "items", "total", "shippingAddress", "createdAt", "updatedAt",
-    "failureReason", "shipment", "parked", "timeline",
+    "failureReason", "shipment", "parked", "outbox", "timeline",
 )  # fmt: skip
 
 
-def view(order: OrderDocument, timeline: bool = True) -> dict[str, Any]:
-    """What everybody may see of it, with amounts in the currency's unit and times in RFC 3339."""
+def view(order: OrderDocument, progress: bool = True) -> dict[str, Any]:
+    """What everybody may see of it, with amounts in the currency's unit and times in RFC 3339.
+
+    Events carry it without its `progress`: timeline, outbox, and what is parked.
+    """
     currency = order["currency"]
     shown = dict(order) | {
         "id": order["_id"],
@@ -23,10 +26,13 @@ def view(order: OrderDocument, timeline: bool = True) -> dict[str, Any]:
         "createdAt": rfc3339(order["createdAt"]),
         "updatedAt": rfc3339(order["updatedAt"]),
         "parked": sorted({step.split("/")[0] for step in order["parked"]}),
-        "timeline": [_line(line) for line in order["timeline"]] if timeline else [],
+        "outbox": [event["type"] for event in order["events"] if event["id"] in order["outbox"]],
+        "timeline": [_line(line) for line in order["timeline"]],
     }
-    return {name: shown[name] for name in SHOWN if shown.get(name) not in (None, [])}
+    names = SHOWN if progress else SHOWN[: SHOWN.index("parked")]
+    return {name: shown[name] for name in names if shown.get(name) not in (None, [])}
 
 
 def _line(line: Line) -> Line:
-    return {k: rfc3339(v) if isinstance(v, datetime) else v for k, v in line.items() if k != "attempt"}
+    shown = {name: value for name, value in line.items() if name != "attempt" and value != ""}
+    return {name: rfc3339(value) if isinstance(value, datetime) else value for name, value in shown.items()}

@@ -1,12 +1,17 @@
 """MongoDB: the orders that are not at their end, as the sweep finds and moves them. Nothing in here is unbounded."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from core.order.state_machine import OrderDocument
+from core.base.ids import now
+from core.order.events import Envelope
+from core.order.state_machine import Line, OrderDocument
 from core.store.connection import Write
 from core.store.group_commit import GroupCommit
+from core.store.orders import TIMELINE_KEPT
 
+Resent = tuple[str, Envelope]  # (handler, what it misses)
 OPEN, WAITING = {"due": {"$exists": True}}, {"outboxSince": {"$exists": True}}
 FAR = timedelta(minutes=31)  # the sweep never plans further ahead; what is due later is so by a wrong clock
 
@@ -29,10 +34,13 @@ class OpenOrders:
         documents = self._bulk.do(read=ids) if ids else {}
         return [documents[id] for id in ids if id in documents]
 
-    def look_again(self, order: OrderDocument, due: datetime | None, sweeps: int = 0) -> Write:
+    def look_again(
+        self, order: OrderDocument, due: datetime | None, sweeps: int = 0, resent: Sequence[Resent] = ()
+    ) -> Write:
         """Have the sweep look at an order at `due`, or no more; dropped if a Change came since it was read."""
-        sets = {"sweeps": sweeps, "touched": order.get("touched")} | ({"due": due} if due else {})
-        over = (("due", not due), ("outboxSince", not order.get("outbox")))
+        sets: dict[str, Any] = {"sweeps": sweeps, "touched": order.get("touched")} | ({"due": due} if due else {})
+        sets |= {"timeline": _with_sent(order, resent)} if resent else {}
+        over = (("due", not due), ("outboxSince", not order.get("outbox")), ("redriven", "redriven" in order))
         gone = {name: 1 for name, is_over in over if is_over}
         return Write(
             {"_id": order["_id"], "rev": order.get("rev")}, {"$set": sets} | ({"$unset": gone} if gone else {})
@@ -48,6 +56,13 @@ class OpenOrders:
         {} where there is none, None where it could not be written.
         """
         return self._bulk.do_each([_fence(order_id, attempt) for order_id, attempt in attempts])
+
+    def redrive(self, order: OrderDocument) -> OrderDocument:
+        """Have the next round of the sweep send the events of an order's parked steps again; gives the order then."""
+        steps = order["parked"]
+        again = {"$pull": {"parked": {"$in": steps}}, "$addToSet": {"redriven": {"$each": steps}}}
+        write = Write({"_id": order["_id"]}, {**again, "$set": {"due": now()}, "$inc": {"rev": 1}})
+        return self._bulk.do([write] if steps else [], [order["_id"]])[order["_id"]]
 
     def wake(self, limit: int, before: datetime) -> int:
         """Have the sweep send the unfinished steps of orders that were made before again, parked ones too.
@@ -73,3 +88,14 @@ class OpenOrders:
 
 def _fence(order_id: str, attempt: str) -> Write:
     return Write({"_id": order_id, "steps.attempt": {"$ne": attempt}}, {"$addToSet": {"fenced": attempt}})
+
+
+def _with_sent(order: OrderDocument, resent: Sequence[Resent]) -> list[Line]:
+    """The timeline, with a line for each step that the sweep sends again: one a step, with how often."""
+    lines = list(order["timeline"])
+    for handler, envelope in resent:
+        line: Line = {"sent": envelope["type"], "by": "sweep", "to": handler}
+        before = [each for each in lines if line.items() <= each.items()]
+        line |= {"at": now(), "times": 1 + sum(each["times"] for each in before)}
+        lines = [*(each for each in lines if each not in before), line]
+    return lines[-TIMELINE_KEPT:]

@@ -16,7 +16,7 @@ from typing import Any
 from core.base.ids import now
 from core.order import state_machine
 from core.order.events import Event
-from core.order.state_machine import TRANSITIONS, Change, Move, OrderDocument, Step
+from core.order.state_machine import TRANSITIONS, Change, Line, OrderDocument, Step
 from core.store.connection import DocumentExists, KeyReused, StoreUnavailable, Write, time_left
 from core.store.group_commit import PATIENCE, GroupCommit
 
@@ -75,16 +75,16 @@ class Orders:
             raise StatusConflict(f"the order is {document['status']}; only a {row.needs} order can be {row.leaves}")
         return document, any(known["id"] == event.id for known in document["events"])
 
-    def record(self, event: Event, step: str, attempt: str, answers: list[Event], moves: list[Move]) -> OrderDocument:
+    def record(self, event: Event, step: Step, answers: list[Event]) -> OrderDocument:
         """The deciding write: this attempt did the step, unless it can no longer be recorded.
 
         Gives the order as it is afterwards; `outcome_of` tells from it whether this attempt was the one.
         """
-        return self._write(state_machine.record(event, Step(step=step, attempt=attempt, moves=moves), answers, now()))
+        return self._write(state_machine.record(event, step, answers, now()))
 
-    def record_failure(self, event: Event, step: str, attempt: str, tries: int, error: str, wait: float | None) -> None:
+    def record_failure(self, event: Event, step: str, attempt: str, why: Line, wait: float | None) -> None:
         """Write a failed try into the order; `wait` is the seconds to the next one, None where the step is parked."""
-        self._write(state_machine.fail(event, step, attempt, tries, error, wait, now()))
+        self._write(state_machine.fail(event, step, attempt, why, wait, now()))
 
     def clear(self, order_id: str, event_id: str) -> None:
         """Take a confirmed event out of the outbox, soon; the sweep repairs what a crash leaves there."""

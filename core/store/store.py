@@ -9,8 +9,8 @@ from pymongo import IndexModel
 
 from core.base.ids import now
 from core.store.connection import DocumentExists, DocumentRefused, StoreUnavailable, Write, make_indexes, within
+from core.store.consumers import Lease, Reports
 from core.store.group_commit import GroupCommit
-from core.store.lease import Lease
 from core.store.moves import Moves
 from core.store.open_orders import OpenOrders
 from core.store.orders import Orders
@@ -31,7 +31,7 @@ OF_STOCK = IndexModel("moves.mark")
 
 
 class Store:
-    """The orders, the stock and the lease of the sweep in one database."""
+    """The orders, the stock and what consumers tell, in one database."""
 
     def __init__(self, database: Any) -> None:
         self._orders, self._leases = GroupCommit(database["orders"]), GroupCommit(database["leases"])
@@ -39,7 +39,7 @@ class Store:
         self.orders = Orders(self._orders, make_indexes(database["orders"], *OF_ORDERS))
         make_indexes(database["stock"], OF_STOCK)
         self.open_orders, self.lease = OpenOrders(self._orders), Lease(self._leases)
-        self.stock, self.moves = Stock(stock), Moves(stock)
+        self.stock, self.moves, self.reports = Stock(stock), Moves(stock), Reports(GroupCommit(database["handlers"]))
         self._lock, self._pinged, self._works = threading.Lock(), -PING_EVERY, False
 
     def ping(self) -> bool:

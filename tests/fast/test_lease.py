@@ -7,8 +7,8 @@ import mongomock
 import pytest
 
 from core.store.connection import StoreUnavailable
+from core.store.consumers import EXPIRES, Lease
 from core.store.group_commit import GroupCommit
-from core.store.lease import EXPIRES, Lease
 
 
 class Clock:
@@ -24,7 +24,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("core.store.lease.time", clock)
+    monkeypatch.setattr("core.store.consumers.time", clock)
     return clock
 
 

@@ -10,12 +10,11 @@ from prometheus_client import REGISTRY
 from core.flow.outbox import Outbox
 from core.order.answers import follow_up
 from core.order.events import Event, parse
-from core.order.state_machine import step_name
 from core.store.connection import StoreBusy
 from core.store.group_commit import LARGEST_QUEUE
 from core.store.store import Store
 from tests.support.buses import FakeBus
-from tests.support.samples import api_event, event_of, place
+from tests.support.samples import a_step, api_event, event_of, place
 from tools.chaos.system import wait_for
 
 
@@ -102,7 +101,7 @@ def test_an_event_that_left_the_outbox_is_not_sent_again(store, bus, document):
 def test_two_events_are_sent_in_order_and_cleared_separately(store, orders, bus, document):
     created = event_of(document)
     answers = [follow_up(created, "inventory", 0, Event("inventory_reserved"), "pending")]
-    document = orders.record(created, step_name("inventory", created.id), "attempt", answers, [])
+    document = orders.record(created, a_step("inventory", created), answers)
     bus.outcome = None
     Outbox(store, bus).publish_pending(document)
     assert [message.type for message in bus.sent] == ["order_created", "inventory_reserved"]
@@ -113,7 +112,7 @@ def test_two_events_are_sent_in_order_and_cleared_separately(store, orders, bus,
 def test_the_order_inside_is_as_new_as_the_event(store, orders, bus, document):
     created = event_of(document)
     failed = follow_up(created, "inventory", 0, Event("order_failed", reason="out_of_stock"), "failed")
-    document = orders.record(created, step_name("inventory", created.id), "attempt", [failed], [])
+    document = orders.record(created, a_step("inventory", created), [failed])
     Outbox(store, bus).publish_pending(document)
     body = json.loads(bus.sent[-1].body)
     assert body["data"]["reason"] == body["data"]["order"]["failureReason"] == "out_of_stock"

@@ -8,7 +8,7 @@ from core.order import state_machine
 from core.order.schemas import event_schemas
 from core.order.state_machine import STATUSES, TRANSITIONS, Step, holdings, outcome_of, unfinished_steps
 from tests.fakes import event
-from tests.support.samples import LABEL, an_order, answer, api_event
+from tests.support.samples import LABEL, a_reason, an_order, answer, api_event
 
 AT = datetime(2026, 1, 31, 9, 30)
 
@@ -21,9 +21,8 @@ def new_order(**changes):
 
 def recorded(step: str, attempt: str = "a1", **moves: int) -> Step:
     """A recorded step that moved {sku: units}."""
-    return Step(
-        step=step, attempt=attempt, moves=[{"move": f"{attempt}.0", "sku": s, "quantity": n} for s, n in moves.items()]
-    )
+    made = [{"move": f"{attempt}.0", "sku": sku, "quantity": units} for sku, units in moves.items()]
+    return Step(step=step, attempt=attempt, moves=made, ms=3)
 
 
 # --- transitions
@@ -53,15 +52,15 @@ def test_a_new_order_has_its_event_in_the_outbox():
     document = state_machine.new_order(order, created, AT)
     assert order.items() <= document.items() and document["status"] == "pending"
     assert (document["events"], document["outbox"]) == ([created.envelope()], [created.id])
-    assert document["timeline"] == [{"at": AT, "event": "order_created", "by": "api"}]
+    assert document["timeline"] == [{"at": AT, "event": "order_created", "id": created.id, "by": "api"}]
     assert document["steps"] == document["fenced"] == document["parked"] == []
 
 
 def test_a_cancel_needs_a_pending_order():
-    change = state_machine.cancel(api_event("order_cancelled", "o1"), AT)
+    change = state_machine.cancel(api_event("order_cancelled", "o1", id="e2"), AT)
     assert (change.order_id, change.status, change.step, change.record) == ("o1", "pending", "", None)
     assert change.fields == {"status": "cancelled", "parked": []}
-    assert change.lines == [{"event": "order_cancelled", "by": "api"}]
+    assert change.lines == [{"event": "order_cancelled", "id": "e2", "by": "api"}]
 
 
 def test_a_step_is_recorded_on_the_status_its_event_left():
@@ -73,7 +72,7 @@ def test_a_step_is_recorded_on_the_status_its_event_left():
         "shipping/e1",
         step,
     )
-    assert (change.fields, change.lines) == ({}, [{"done": "inventory_reserved", "by": "shipping"}])
+    assert (change.fields, change.lines) == ({}, [{"done": "inventory_reserved", "by": "shipping", "ms": 3}])
 
 
 @pytest.mark.parametrize(
@@ -89,7 +88,7 @@ def test_an_answer_sets_the_status_and_copies_its_data(type, data, fields):
     follows = answer(parent, "any", type, **data)
     change = state_machine.record(parent, recorded("any/e1"), [follows], AT)
     assert (change.fields, list(change.events)) == (fields, [follows])
-    assert change.lines == [{"event": type, "by": "any"}]
+    assert change.lines == [{"event": type, "id": follows.id, "by": "any", "of": "order_created", "ms": 3}]
 
 
 @pytest.mark.parametrize(("moves", "returns"), [({}, False), ({"A1": 2}, False), ({"A1": 2, "B2": -1}, True)])
@@ -99,16 +98,17 @@ def test_a_step_that_gives_units_back_returns_stock(moves, returns):
 
 
 def test_a_failed_try_says_when_the_next_one_is():
-    change = state_machine.fail(event("order_created"), "email/e1", "a1", 2, "KeyError", 15.0, AT)
-    line = {"failed": "order_created", "by": "email", "try": 2, "error": "KeyError", "attempt": "a1"}
+    change = state_machine.fail(event("order_created"), "email/e1", "a1", a_reason(2, "KeyError"), 15.0, AT)
+    line = {"failed": "order_created", "by": "email", **a_reason(2, "KeyError"), "attempt": "a1"}
     assert change.lines == [line | {"next": AT + timedelta(seconds=15)}]
     assert (change.next_try, change.park, change.record) == (AT + timedelta(seconds=15), False, None)
     assert (change.status, change.step, change.failed_attempt, change.fields) == ("pending", "email/e1", "a1", {})
 
 
 def test_the_last_failed_try_parks_the_step():
-    change = state_machine.fail(event("order_created"), "email/e1", "a1", 4, "KeyError", None, AT)
-    assert change.lines == [{"parked": "order_created", "by": "email", "try": 4, "error": "KeyError", "attempt": "a1"}]
+    change = state_machine.fail(event("order_created"), "email/e1", "a1", a_reason(4, "KeyError"), None, AT)
+    line = {"parked": "order_created", "by": "email", **a_reason(4, "KeyError"), "attempt": "a1"}
+    assert change.lines == [line]
     assert (change.next_try, change.park) == (None, True)
 
 

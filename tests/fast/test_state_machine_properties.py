@@ -30,13 +30,13 @@ def a_record(parent: Event, handler: str, attempt: str, type: str | None, units:
     moves = [{"move": f"{attempt}.0", "sku": "A1", "quantity": units}] if units else []
     allowed = type and (type not in TRANSITIONS or TRANSITIONS[type].needs == parent.orderstatus)  # see check_answers
     follows = [answer(parent, handler, type, **ANSWERS[type])] if allowed else []
-    step = Step(step=state_machine.step_name(handler, parent.id), attempt=attempt, moves=moves)
+    step = Step(step=state_machine.step_name(handler, parent.id), attempt=attempt, moves=moves, ms=3)
     return state_machine.record(parent, step, follows, BEGIN)
 
 
 def a_failure(parent: Event, handler: str, attempt: str, wait: float | None) -> Change:
     step = state_machine.step_name(handler, parent.id)
-    return state_machine.fail(parent, step, attempt, 1, "KeyError", wait, BEGIN)
+    return state_machine.fail(parent, step, attempt, {"try": 1, "error": "KeyError"}, wait, BEGIN)
 
 
 parents, handlers = st.sampled_from(PARENTS), st.sampled_from(["inventory", "shipping"])

@@ -15,7 +15,7 @@ from core.store import group_commit
 from core.store.connection import StoreUnavailable, connect
 from core.store.group_commit import bulk_write
 from tests.support.consumer import Desk
-from tests.support.samples import LABEL, an_attempt, answer, event_of, place
+from tests.support.samples import LABEL, a_reason, a_step, an_attempt, answer, event_of, place
 from tests.support.wire_store import WireStore, always, on, refuse_writes
 from tools.chaos.system import wait_for
 
@@ -54,7 +54,7 @@ def published(shop, document):
 
 
 def record(shop, event, handler, *answers, moves=(), attempt=None):
-    document = shop.orders.record(event, step_name(handler, event.id), attempt or an_attempt(), answers, list(moves))
+    document = shop.orders.record(event, a_step(handler, event, attempt, moves), answers)
     return published(shop, document)
 
 
@@ -150,7 +150,7 @@ def test_one_long_queue_holds_up_no_other_and_doubles_nothing(shop, full):
 
 def test_a_failed_try_counts_as_touched_until_the_next_try(shop):
     created = event_of(published(shop, place(shop.store)))
-    shop.orders.record_failure(created, step_name("inventory", created.id), an_attempt(), 1, "TimeoutError", 90)
+    shop.orders.record_failure(created, step_name("inventory", created.id), an_attempt(), a_reason(), 90)
     assert after(shop, 149) == []
     assert after(shop, 1) == [("order_created", "inventory")]
 
@@ -158,7 +158,7 @@ def test_a_failed_try_counts_as_touched_until_the_next_try(shop):
 def test_a_parked_step_keeps_its_order_open_without_being_resent(shop):
     document = published(shop, place(shop.store))
     created = event_of(document)
-    shop.orders.record_failure(created, step_name("inventory", created.id), an_attempt(), 4, "TimeoutError", None)
+    shop.orders.record_failure(created, step_name("inventory", created.id), an_attempt(), a_reason(4), None)
     assert [after(shop, 60) for _ in range(5)] == [[]] * 5
     assert is_open(shop, document)
 
@@ -307,7 +307,7 @@ def test_an_event_waiting_in_an_outbox_keeps_its_order_open(shop):
     document = shipped(shop)
     shop.database["orders"].update_one({"_id": document["_id"]}, {"$set": {"outbox": [document["events"][0]["id"]]}})
     record_mail = event_of(document)
-    shop.orders.record(record_mail, step_name("email", record_mail.id), an_attempt(), [], [])
+    shop.orders.record(record_mail, a_step("email", record_mail), [])
     shop.bus.outcome = "unsent"
     after(shop, 10)
     assert is_open(shop, document)
@@ -512,7 +512,7 @@ def test_a_stopped_sweep_frees_the_lease(shop):
 def test_a_forgetful_bus_gets_unfinished_and_parked_steps_at_start(shop):
     published(shop, place(shop.store))
     parked = event_of(published(shop, place(shop.store)))
-    shop.orders.record_failure(parked, step_name("inventory", parked.id), an_attempt(), 4, "TimeoutError", None)
+    shop.orders.record_failure(parked, step_name("inventory", parked.id), an_attempt(), a_reason(4), None)
     place(shop.store)
     done = shipped(shop)
     record(shop, event_of(done), "email")
@@ -528,7 +528,7 @@ def test_a_forgetful_bus_gets_unfinished_and_parked_steps_at_start(shop):
 def test_a_forgetful_bus_gets_steps_whose_next_try_was_ahead(shop):
     """The message that was to bring it died with the process before."""
     created = event_of(published(shop, place(shop.store)))
-    shop.orders.record_failure(created, step_name("inventory", created.id), an_attempt(), 1, "TimeoutError", 90)
+    shop.orders.record_failure(created, step_name("inventory", created.id), an_attempt(), a_reason(), 90)
     shop.new_sweep(forgetful=True).round()
     assert sent(shop) == [("order_created", "inventory")]
 

@@ -11,15 +11,25 @@ import pytest
 
 from core.base.ids import now
 from core.order.events import Event
-from core.order.state_machine import holdings, outcome_of, step_name, unfinished_steps
+from core.order.state_machine import Step, holdings, outcome_of, step_name, unfinished_steps
 from core.order.view import view
 from core.store.connection import DocumentRefused, StoreUnavailable, connect, within
+from core.store.consumers import EXPIRES, Lease
 from core.store.group_commit import GroupCommit
-from core.store.lease import EXPIRES, Lease
 from core.store.open_orders import OPEN, WAITING
 from core.store.orders import KeyReused, StatusConflict
 from core.store.store import Store
-from tests.support.samples import ADDRESS, LABEL, an_attempt, an_order, answer, api_event, event_of, stored_order
+from tests.support.samples import (
+    ADDRESS,
+    LABEL,
+    a_reason,
+    an_attempt,
+    an_order,
+    answer,
+    api_event,
+    event_of,
+    stored_order,
+)
 from tools.chaos.system import wait_for
 
 HELD = [{"move": "n", "sku": "A1", "quantity": 2}]
@@ -46,7 +56,7 @@ def open_orders(store):
 def record(orders, event, handler, *answers, moves=(), attempt=None):
     """Record a step as the consumer does; gives (document, what became of this attempt)."""
     step, attempt = step_name(handler, event.id), attempt or an_attempt()
-    document = orders.record(event, step, attempt, answers, list(moves))
+    document = orders.record(event, Step(step=step, attempt=attempt, moves=list(moves), ms=3), answers)
     return document, outcome_of(document, event, step, attempt)
 
 
@@ -63,7 +73,7 @@ def cancelled(orders, order_id):
 
 def fail(orders, event, handler="shipping", tries=1, wait=2.0, attempt=None):
     attempt = attempt or an_attempt()
-    orders.record_failure(event, step_name(handler, event.id), attempt, tries, "ReadTimeoutError", wait)
+    orders.record_failure(event, step_name(handler, event.id), attempt, a_reason(tries, "ReadTimeoutError"), wait)
 
 
 # --- create
@@ -161,7 +171,7 @@ def test_a_recorded_step_puts_what_follows_into_the_outbox(orders):
     follows = answer(created, "inventory", "inventory_reserved")
     document, where = record(orders, created, "inventory", follows, moves=HELD, attempt="a1")
     assert where == "done" and document["status"] == "pending"
-    assert document["steps"] == [{"step": f"inventory/{created.id}", "attempt": "a1", "moves": HELD}]
+    assert document["steps"] == [{"step": f"inventory/{created.id}", "attempt": "a1", "moves": HELD, "ms": 3}]
     assert document["outbox"] == [created.id, follows.id] and document["events"][-1] == follows.envelope()
     assert document["timeline"][-1].items() >= {"event": "inventory_reserved", "by": "inventory"}.items()
 
@@ -500,7 +510,7 @@ def test_an_update_by_a_clock_gone_back_keeps_the_time(orders, database):
 def hour_hand(monkeypatch):
     """A monotonic clock that goes on by hand, in place of the lease's."""
     hand = SimpleNamespace(now=1000.0, monotonic=lambda: hand.now)
-    monkeypatch.setattr("core.store.lease.time", hand)
+    monkeypatch.setattr("core.store.consumers.time", hand)
     return hand
 
 
@@ -612,8 +622,8 @@ ALWAYS = {"id", "status", "customerId", "currency", "items", "total", "createdAt
 
 def test_an_order_shows_its_fields_and_nothing_of_the_inside(orders):
     document = stored_order(orders, key="k1")
-    assert set(view(document)) == ALWAYS | {"email", "timeline"}
-    assert set(view(document, timeline=False)) == ALWAYS | {"email"}
+    assert set(view(document)) == ALWAYS | {"email", "timeline", "outbox"}
+    assert set(view(document, progress=False)) == ALWAYS | {"email"}
 
 
 def test_an_order_with_everything_shows_everything(orders):
@@ -621,7 +631,7 @@ def test_an_order_with_everything_shows_everything(orders):
     document, _ = record(orders, event, "shipping", answer(event, "shipping", "order_confirmed", shipment=LABEL))
     fail(orders, event_of(document), "email", wait=None)
     shown = view(orders.get(document["_id"]))
-    assert set(shown) == ALWAYS | {"email", "shippingAddress", "shipment", "parked", "timeline"}
+    assert set(shown) == ALWAYS | {"email", "shippingAddress", "shipment", "parked", "outbox", "timeline"}
     assert (shown["status"], shown["parked"], shown["shipment"]) == ("processed", ["email"], LABEL)
 
 
@@ -640,12 +650,12 @@ def test_the_timeline_shows_what_the_design_says(orders):
     document, _ = record(orders, event, "shipping", answer(event, "shipping", "order_confirmed", shipment=LABEL))
     document, _ = record(orders, event_of(document), "email")
     assert [set(line) for line in view(document)["timeline"]] == [
-        {"at", "event", "by"},
-        {"at", "event", "by"},
-        {"at", "failed", "by", "try", "error", "next"},
-        {"at", "parked", "by", "try", "error"},
-        {"at", "event", "by"},
-        {"at", "done", "by"},
+        {"at", "event", "id", "by"},
+        {"at", "event", "id", "by", "of", "ms"},
+        {"at", "failed", "by", "try", "error", "where", "next"},
+        {"at", "parked", "by", "try", "error", "where"},
+        {"at", "event", "id", "by", "of", "ms"},
+        {"at", "done", "by", "ms"},
     ]
 
 

@@ -18,7 +18,7 @@ class FakeBus:
     up = consuming = True
 
     def __init__(self, outcome: str | None = "confirmed") -> None:
-        self.outcome, self.rebuilt, self.depths = outcome, 0, dict[str, int]()
+        self.outcome, self.rebuilt, self.depths, self.dead = outcome, 0, dict[str, int](), dict[str, int]()
         self.sent: list[Message] = []
         self._done: list[Callable[[str], None]] = []
 

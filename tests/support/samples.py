@@ -1,6 +1,7 @@
 """Orders, events and a handler's answers for tests, a line each."""
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from core.base.ids import new_order_id, new_traceparent
@@ -8,7 +9,7 @@ from core.bus.bus import Bus
 from core.flow.outbox import Outbox
 from core.order.answers import follow_up
 from core.order.events import Event, make_event, message_body, parse
-from core.order.state_machine import TRANSITIONS
+from core.order.state_machine import TRANSITIONS, Line, Move, Step, step_name
 from core.order.view import view
 from core.store.orders import Orders
 from core.store.store import Store
@@ -58,7 +59,7 @@ def place(
 
 def body_of(document: dict[str, Any], position: int = -1) -> bytes:
     """An event of the order, as it travels."""
-    return message_body(document["events"][position], view(document, timeline=False))
+    return message_body(document["events"][position], view(document, progress=False))
 
 
 def event_of(document: dict[str, Any], position: int = -1) -> Event:
@@ -74,3 +75,13 @@ def answer(parent: Event, handler: str, type: str, **data: Any) -> Event:
 
 def an_attempt() -> str:
     return uuid.uuid4().hex
+
+
+def a_step(handler: str, event: Event, attempt: str | None = None, moves: Sequence[Move] = ()) -> Step:
+    """A handler's work on an event, as it is recorded."""
+    return Step(step=step_name(handler, event.id), attempt=attempt or an_attempt(), moves=list(moves), ms=3)
+
+
+def a_reason(tries: int = 1, error: str = "TimeoutError") -> Line:
+    """Why a try failed, as the timeline tells it."""
+    return {"try": tries, "error": error, "where": "services.py:96"}

@@ -1,19 +1,25 @@
-"""MongoDB: the lease of the sweep, which one process at a time holds.
+"""MongoDB: what consumers tell each other, and the API: who of them sweeps, and how their handlers are doing.
 
-Its holder raises a number, the beat, about once a second. Whoever sees the same beat for ten seconds by a clock of its
-own takes the lease over: no two machines need clocks that agree. The idea is the heart beat of a failure detector
-(Aguilera, Chen and Toueg, 1997); as any such lease it may have two holders for a moment.
+One process at a time holds the lease of the sweep. Its holder raises a number, the beat, about once a second. Whoever
+sees the same beat for ten seconds by a clock of its own takes the lease over: no two machines need clocks that agree.
+The idea is the heart beat of a failure detector (Aguilera, Chen and Toueg, 1997); as any such lease it may have two
+holders for a moment.
 """
 
 import time
 import uuid
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
 
+from core.base.ids import now, rfc3339
 from core.store.connection import DocumentExists, Write
 from core.store.group_commit import GroupCommit
 
 NAME = "sweeper"
 EXPIRES = 10.0  # seconds; how long nobody holds it after a kill -9
 BEAT_EVERY = 1.0  # seconds
+FORGOTTEN_AFTER = timedelta(days=1)  # a handler that nobody runs
 
 
 class Lease:
@@ -44,3 +50,22 @@ class Lease:
     def free(self) -> None:
         """Give it back, if we hold it: another process takes it at once."""
         self._bulk.do([Write({"_id": NAME, "owner": self._me}, {"$set": {"owner": ""}})])
+
+
+class Reports:
+    """A document for each handler. Methods raise StoreUnavailable where the store does not answer in time."""
+
+    def __init__(self, bulk: GroupCommit) -> None:
+        self._bulk = bulk
+
+    def put(self, reports: dict[str, dict[str, Any]]) -> None:
+        """What a consumer says of the handlers that it runs, by name."""
+        said = {name: {**report, "seen": now()} for name, report in reports.items()}
+        with suppress(DocumentExists):  # two consumers were the first at once
+            self._bulk.do([Write({"_id": name}, {"$set": fields}, upsert=True) for name, fields in said.items()])
+
+    def all(self) -> list[dict[str, Any]]:
+        """What was said last of each handler, and when, by name."""
+        with self._bulk.reading() as handlers:
+            found = list(handlers.find({"seen": {"$gt": now() - FORGOTTEN_AFTER}}).sort("_id", 1))
+        return [{"name": each.pop("_id"), **each, "seen": rfc3339(each["seen"])} for each in found]
