@@ -21,7 +21,7 @@ from core.store import group_commit
 from core.store.connection import StoreUnavailable, time_left
 from orderproc import make_app
 from tests.support.api import ORDER, Client, Shop
-from tests.support.samples import ADDRESS
+from tests.support.samples import ADDRESS, a_reason, event_of
 from tools.chaos.system import wait_for
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -349,6 +349,54 @@ def test_head_is_get_without_the_body(shop, path):
     path = path.format(id=shop.client.create()["id"])
     get, head = shop.client("GET", path), shop.client("HEAD", path)
     assert head.body == b"" and (head.status, head.headers) == (get.status, get.headers)
+
+
+# --- what becomes of an order: its events, the handlers, a redrive
+
+
+def test_an_orders_events_are_shown_as_stored_to_who_may_see_it(shop):
+    made = shop.client.create(traceparent=TRACE)
+    path = f"/orders/{made['id']}/events"
+    answer = shop.client("GET", path)
+    [event] = answer.json["events"]
+    assert (event["type"], event["subject"], event["orderstatus"]) == ("order_created", made["id"], "pending")
+    assert event == shop.outbox.documents[0]["events"][0] and "order" not in event["data"]
+    assert shop.reader("GET", path).json == shop.admin("GET", path).json == answer.json
+    assert shop.client("GET", path, if_none_match=answer.headers["etag"]).status == 304
+    assert shop.rival("GET", path).status == shop.client("GET", "/orders/x/events").status == 404
+
+
+def test_handlers_are_shown_to_every_role_as_they_were_reported(shop):
+    assert shop.client("GET", "/handlers").json == {"retryDelays": [], "handlers": []}
+    told = {"takes": ["order_created"], "waiting": 3, "dead": 1}
+    shop.store.reports.put({"inventory": {**told, "retryDelays": [9]}})
+    time.sleep(0.002)  # as `seen` is in milliseconds
+    shop.store.reports.put({"audit": {**told, "retryDelays": [1, 0.5]}})
+    for client in (shop.client, shop.reader, shop.admin):
+        answer = client("GET", "/handlers")
+        assert answer.json["retryDelays"] == [1, 0.5], "the newest report's"
+        audit, inventory = answer.json["handlers"]
+        assert inventory.pop("seen") <= audit.pop("seen")
+        assert (audit, inventory) == ({"name": "audit", **told}, {"name": "inventory", **told})
+    assert shop.client("GET", "/handlers", if_none_match=answer.headers["etag"]).status == 304
+    assert shop.nobody("GET", "/handlers").status == 401
+
+
+def test_a_redrive_takes_an_admin_and_an_order(shop):
+    path = f"/orders/{shop.client.create()['id']}/redrive"
+    assert shop.client("POST", path).status == shop.reader("POST", path).status == 403
+    assert shop.admin("POST", "/orders/00000000-0000-7000-8000-000000000000/redrive").status == 404
+
+
+def test_a_redrive_empties_what_is_parked(shop):
+    made = shop.client.create()
+    path, [created] = f"/orders/{made['id']}", shop.outbox.documents[0]["events"]
+    assert lasting(shop.admin("POST", f"{path}/redrive").json) == lasting(made), "nothing is parked"
+    shop.orders.record_failure(event_of(shop.outbox.documents[0]), f"audit/{created['id']}", "a1", a_reason(4), None)
+    assert shop.client("GET", path).json["parked"] == ["audit"]
+    answer = shop.admin("POST", f"{path}/redrive")
+    assert answer.status == 200 and "parked" not in answer.json
+    assert shop.orders.get(made["id"])["redriven"] == [f"audit/{created['id']}"]
 
 
 # --- POST /orders/<id>/cancel

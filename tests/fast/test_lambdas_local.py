@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -81,6 +82,21 @@ def test_boto3_gets_the_answer_of_a_function(client, folder):
     assert answer["StatusCode"] == 200 and "FunctionError" not in answer
     assert answer["Payload"]["carrier"] == "ACME Parcel"
     assert (folder / "labels/order-1.svg").exists()
+
+
+@pytest.mark.parametrize(("city", "failures"), [("Jam", 2), ("Jam!", 9), ("Jamestown", 0), ("jam", 0)])
+def test_the_label_of_a_test_value_fails(client, folder, city, failures):
+    order = make(f"order-{uuid.uuid4()}") | {"shipTo": {"name": "Ada", "city": city}}
+    answers = [invoke(each, "make_label", order) for each in [client, local.Client()] * 5]
+    failed = ["FunctionError" in answer for answer in answers]
+    assert failed == [True] * failures + [False] * (10 - failures) if failures < 9 else all(failed)
+    if failures:
+        problem = answers[0]["Payload"]
+        assert (problem["errorType"], problem["errorMessage"]) == (
+            "PrinterJammed",
+            f"orders to {city} are there to fail",
+        )
+    assert invoke(client, "make_label", {"action": "void", "token": order["token"]})["Payload"] == {"voided": True}
 
 
 def test_a_mail_can_be_sent_through_it(client, folder):

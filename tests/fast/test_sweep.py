@@ -158,9 +158,51 @@ def test_a_failed_try_counts_as_touched_until_the_next_try(shop):
 def test_a_parked_step_keeps_its_order_open_without_being_resent(shop):
     document = published(shop, place(shop.store))
     created = event_of(document)
-    shop.orders.record_failure(created, step_name("inventory", created.id), an_attempt(), a_reason(4), None)
+    park(shop, created, "inventory")
     assert [after(shop, 60) for _ in range(5)] == [[]] * 5
     assert is_open(shop, document)
+
+
+def park(shop, event, handler):
+    shop.orders.record_failure(event, step_name(handler, event.id), an_attempt(), a_reason(4), None)
+
+
+def redrive(shop, document):
+    return shop.store.open_orders.redrive(shop.orders.get(document["_id"]))
+
+
+def test_redriven_steps_are_sent_by_the_next_round_even_into_a_crowd(shop):
+    document = published(shop, place(shop.store))
+    park(shop, event_of(document), "inventory")
+    shop.bus.depths["inventory"] = CROWDED + 1
+    assert after(shop, 1) == []
+    assert redrive(shop, document)["parked"] == []
+    assert [after(shop, 1), after(shop, 1)] == [[("order_created", "inventory")], []]
+    assert "redriven" not in shop.orders.get(document["_id"])
+
+
+def test_a_redrive_leaves_steps_alone_that_are_not_parked(shop):
+    document = published(shop, place(shop.store))
+    ended = published(shop, shop.cancel(document["_id"]))
+    park(shop, event_of(ended), "email")
+    redrive(shop, ended)
+    assert after(shop, 1) == [("order_cancelled", "email")]
+    assert after(shop, 59) == [("order_cancelled", name) for name in HANDLERS]
+
+
+def test_a_redrive_of_nothing_parked_changes_nothing(shop):
+    document = published(shop, place(shop.store))
+    assert redrive(shop, document) == document == shop.orders.get(document["_id"])
+
+
+def test_a_redriven_step_that_fails_again_is_parked_again(shop):
+    document = published(shop, place(shop.store))
+    for _ in range(2):
+        park(shop, event_of(document), "inventory")
+        redrive(shop, document)
+        assert after(shop, 1) == [("order_created", "inventory")]
+    park(shop, event_of(document), "inventory")
+    assert shop.orders.get(document["_id"])["parked"] == [step_name("inventory", event_of(document).id)]
 
 
 def test_what_was_sent_again_is_counted(shop):
@@ -168,6 +210,27 @@ def test_what_was_sent_again_is_counted(shop):
     published(shop, place(shop.store))
     after(shop, 60)
     assert measured("orderproc_sweep_resent_total", handler="inventory") == before + 1
+
+
+def test_what_is_sent_again_is_one_line_a_step_in_the_timeline(shop):
+    document = published(shop, place(shop.store))
+    ended = published(shop, shop.cancel(document["_id"]))
+    assert after(shop, 60) and after(shop, 60)
+    record(shop, event_of(ended), "inventory")
+    assert after(shop, 60)
+    lines = [line for line in view(shop.orders.get(document["_id"]))["timeline"] if line["by"] == "sweep"]
+    times = {"inventory": 2, "shipping": 3, "email": 3}
+    assert {line["to"]: line["times"] for line in lines} == times and len(lines) == 3
+    assert {line["sent"] for line in lines} == {"order_cancelled"} and all(line["at"] for line in lines)
+
+
+def test_lines_of_the_sweep_do_not_make_a_timeline_longer_than_it_may_be(shop):
+    document = published(shop, place(shop.store))
+    full = [{"at": now(), "event": "x", "by": "x", "n": n} for n in range(100)]
+    shop.database["orders"].update_one({"_id": document["_id"]}, {"$set": {"timeline": full}})
+    assert after(shop, 60) == [("order_created", "inventory")]
+    timeline = shop.orders.get(document["_id"])["timeline"]
+    assert [line.get("n") for line in timeline] == [*range(1, 100), None]
 
 
 @pytest.mark.parametrize(("depth", "minutes"), [(1500, 1.5), (5000, 5), (300_000, 30)])

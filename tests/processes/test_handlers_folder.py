@@ -59,6 +59,37 @@ def test_a_failing_step_is_parked_and_redriven_after_the_fix(system, folder):
     assert ended["status"] == "processed" and "parked" not in ended
 
 
+@pytest.mark.parametrize("carrier", ["system", "embedded"])
+def test_a_parked_step_is_redriven_through_the_api(carrier, request):
+    running = request.getfixturevalue(carrier)(RETRY_DELAYS="")
+    running.call("PUT", "/stock/A1", {"available": 5})
+    jam = {"name": "Ada", "line1": "1 Main St", "city": "Jam", "postalCode": "1", "country": "GB"}  # fails twice
+    _, order = running.call("POST", "/orders", running.order() | {"shippingAddress": jam})
+    for _ in range(2):
+        _redrive(running, order["id"])
+    ended = wait_for(lambda: (shown := _order(running, order["id"]))["status"] == "processed" and shown)
+    sent = [line for line in ended["timeline"] if "sent" in line]
+    assert [(line["sent"], line["by"], line["to"], line["times"]) for line in sent] == [
+        ("inventory_reserved", "sweep", "shipping", 2)
+    ]
+    left = 0 if carrier == "embedded" else 2  # a broker keeps dead letters until somebody redrives or purges them
+    wait_for(lambda: _handlers(running)["shipping"]["dead"] == left, 15)
+    assert set(_handlers(running)) >= {"inventory", "shipping", "email"}
+
+
+def _redrive(running, order_id: str) -> None:
+    """Wait until the order's label is parked, redrive it, and wait until it was tried again."""
+    assert wait_for(lambda: _order(running, order_id).get("parked")) == ["shipping"]
+    wait_for(lambda: _handlers(running)["shipping"]["dead"] > 0, 15)
+    status, shown = running.call("POST", f"/orders/{order_id}/redrive")
+    assert status == 200 and "parked" not in shown
+    wait_for(lambda: _order(running, order_id)["updatedAt"] > shown["updatedAt"], 10)
+
+
+def _handlers(running) -> dict:
+    return {each["name"]: each for each in running.call("GET", "/handlers")[1]["handlers"]}
+
+
 def test_a_misspelt_event_name_stops_the_start_with_one_line(system, folder):
     (folder / "points.py").write_text(POINTS.replace("order_confirmed", "order_comfirmed"))
     ended = run_command("check", HANDLERS_DIR=str(folder))

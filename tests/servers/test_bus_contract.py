@@ -360,11 +360,14 @@ def test_many_retries_at_once_lose_and_double_none(carrier):
     assert left_over(carrier) == []
 
 
-def test_what_is_parked_is_not_delivered(carrier):
+def test_what_is_parked_is_counted_and_not_delivered(carrier, monkeypatch):
+    monkeypatch.setattr(rabbit, "LOOK_EVERY", 0.1)
     first = Running(carrier.bus(), TOPOLOGY)
     outcomes = Outcomes(first.bus)
     assert outcomes.publish_and_wait(event("inventory_reserved", 1)) == "confirmed"
     first.wait(1)[0].park("LookupError('x')", 4)
+    wait_for(lambda: first.bus.dead.get("shipping") == 1)
+    assert first.bus.dead.get("email", 0) == 0
     assert outcomes.publish_and_wait(event("inventory_reserved", 2)) == "confirmed"
     first.ack(first.wait(2)[1])
     assert got(first) == [("shipping", "inventory_reserved-1"), ("shipping", "inventory_reserved-2")]

@@ -39,6 +39,11 @@ class SpoolBus:
     def depths(self) -> dict[str, int]:
         return {handler: len(set(self._files(handler)) - self.in_hand[handler]) for handler in self._subscriptions}
 
+    @property
+    def dead(self) -> dict[str, int]:
+        reasons = {handler: (self._folder / handler / "dead").glob("*.reason") for handler in self._subscriptions}
+        return {handler: len(list(found)) for handler, found in reasons.items()}
+
     def start_publishing(self) -> None:
         """There is nothing to connect or to hang up."""
 
