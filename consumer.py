@@ -23,7 +23,7 @@ from core.base import logs, metrics
 from core.base.settings import SettingInvalid, Settings
 from core.bus.bus import Bus, Delivery
 from core.flow.outbox import Outbox
-from core.flow.report import Report
+from core.flow.report import start_reporting
 from core.flow.services import Functions, Services, StockMoves, lambda_client
 from core.flow.sweep import Sweep
 from core.order.answers import check_answers
@@ -193,7 +193,7 @@ def consume(
     sweep = Sweep(store, bus, outbox, subscribers, stop, forgetful=settings.amqp_url == "embedded")
     sweep.start()
     names = settings.handlers or tuple(handlers)
-    Report(store.reports, bus, {name: list(handlers[name]) for name in names}, settings.retry_delays, stop).start()
+    start_reporting(store.reports, bus, {name: list(handlers[name]) for name in names}, settings.retry_delays, stop)
     bus.consume({name: list(handlers[name]) for name in handlers}, names, settings.concurrency, worker.deliver, stop)
     sweep.join(SWEEP_ENDS_WITHIN)  # it frees the lease
     bus.close()
@@ -202,8 +202,7 @@ def consume(
 def run(settings: Settings, _: Namespace) -> None:
     """Consume until SIGTERM."""
     if settings.single_process:
-        where = "inside orderproc.py, which consumes as well, so run that instead"
-        raise SettingInvalid(f"MONGODB_URL, AMQP_URL: embedded and memory live {where}")
+        raise SettingInvalid("MONGODB_URL, AMQP_URL: embedded and memory live in orderproc.py, which consumes as well")
     stop = stop_on_signal(within=GRACE)
     store, bus = wiring.connect_all(settings, settings.mongodb_url)
     handlers = discovery.discover(settings.handlers_dir, settings.handlers)

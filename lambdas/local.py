@@ -23,17 +23,13 @@ JAMS = {"Jam": 2, "Jam!": sys.maxsize}  # city -> how often the label of an orde
 jams = Counter[Any]()  # by token
 
 
-class PrinterJammed(Exception):
-    """What a label to one of these cities fails with."""
-
-
 def make_label_or_jam(event: dict[str, Any], context: object) -> dict[str, Any]:
     """The function `make_label`, but for the test values in `JAMS`."""
     asked = event or {}  # what is wrong with it is for the function to say
     token, city = asked.get("token"), (asked.get("shipTo") or {}).get("city", "")
     if jams[token] < JAMS.get(city, 0):
         jams[token] += 1
-        raise PrinterJammed(f"orders to {city} are there to fail")
+        raise OSError(f"the printer is jammed: orders to {city} are there to fail")
     return make_label.handler(event, context)
 
 

@@ -26,7 +26,7 @@ class MemoryBus:
         self._queues: dict[str, dict[str, MemoryDelivery]] = {}  # handler -> message id -> it, waiting or in hand
         self._subscriptions: Subscriptions = {}
         self._in_hand: Counter[str] = Counter()
-        self._parked = set[tuple[str, str]]()  # (handler, message id)
+        self.parked = set[tuple[str, str]]()  # (handler, message id)
         self._changed = threading.Condition()
         self.up, self.consuming = True, False
 
@@ -36,7 +36,7 @@ class MemoryBus:
 
     @property
     def dead(self) -> dict[str, int]:
-        return Counter(handler for handler, _ in self._parked.copy())
+        return Counter(handler for handler, _ in self.parked.copy())
 
     def start_publishing(self) -> None:
         """There is nothing to connect, to make anew or to hang up."""
@@ -61,7 +61,7 @@ class MemoryBus:
         queue = self._queues[handler]
         if len(queue) < BOUND:
             queue.setdefault(message.id, MemoryDelivery(self, handler, message.id, message.body))
-            self._parked.discard((handler, message.id))
+            self.parked.discard((handler, message.id))
         return message.id in queue
 
     def consume(
@@ -102,12 +102,6 @@ class MemoryBus:
             self._in_hand[delivery.handler] -= 1
             self._changed.notify_all()
 
-    def park(self, delivery: "MemoryDelivery") -> None:
-        """Forget all but that it was."""
-        with self._changed:
-            self._parked.add((delivery.handler, delivery.id))
-        self.end(delivery)
-
 
 @dataclass
 class MemoryDelivery:
@@ -128,6 +122,7 @@ class MemoryDelivery:
         self.bus.end(self, retry_in=seconds)
 
     def park(self, reason: str, tries: int) -> None:
-        self.bus.park(self)
+        self.bus.parked.add((self.handler, self.id))  # that it was, and nothing else
+        self.bus.end(self)
 
     release = ack  # the order knows what is unfinished, and the sweep sends it again

@@ -156,8 +156,7 @@ def fail(event: Event, step: str, attempt: str, why: Line, wait: float | None, a
     `why` goes into the timeline: {"try", "error", "where"}.
     """
     kind, next_try = ("parked", None) if wait is None else ("failed", at + timedelta(seconds=wait))
-    line = {kind: event.type, "by": handler_of(step), **why, "attempt": attempt}
-    line |= {"next": next_try} if next_try else {}
+    line = {kind: event.type, "by": handler_of(step), **why, "attempt": attempt, "next": next_try}
     return Change(
         order_id=event.subject, at=at, status=event.orderstatus, lines=[line], step=step,
         failed_attempt=attempt, next_try=next_try, park=wait is None,

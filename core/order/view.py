@@ -34,5 +34,5 @@ def view(order: OrderDocument, progress: bool = True) -> dict[str, Any]:
 
 
 def _line(line: Line) -> Line:
-    shown = {name: value for name, value in line.items() if name != "attempt" and value != ""}
+    shown = {name: value for name, value in line.items() if name != "attempt" and value not in ("", None)}
     return {name: rfc3339(value) if isinstance(value, datetime) else value for name, value in shown.items()}

@@ -91,11 +91,7 @@ def test_the_label_of_a_test_value_fails(client, folder, city, failures):
     failed = ["FunctionError" in answer for answer in answers]
     assert failed == [True] * failures + [False] * (10 - failures) if failures < 9 else all(failed)
     if failures:
-        problem = answers[0]["Payload"]
-        assert (problem["errorType"], problem["errorMessage"]) == (
-            "PrinterJammed",
-            f"orders to {city} are there to fail",
-        )
+        assert f"orders to {city} are there to fail" in answers[0]["Payload"]["errorMessage"]
     assert invoke(client, "make_label", {"action": "void", "token": order["token"]})["Payload"] == {"voided": True}
 
 

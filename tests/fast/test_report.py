@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from core.flow import report
-from core.flow.report import Report
+from core.flow.report import start_reporting
 from core.store.connection import DocumentExists, StoreUnavailable, connect
 from core.store.store import Store
 from tests.support.buses import FakeBus
@@ -20,9 +20,9 @@ class Reporter:
     """A consumer's report on a bus of its own; `tell` counts how often it was written."""
 
     def __init__(self, store, handlers=HANDLERS):
-        self.bus, self.stop = FakeBus(), threading.Event()
-        self.thread = Report(store.reports, self.bus, handlers, (2, 0.5), self.stop)
-        self.thread.start()
+        self.bus, self.stop, others = FakeBus(), threading.Event(), threading.enumerate()
+        start_reporting(store.reports, self.bus, handlers, (2, 0.5), self.stop)
+        [self.thread] = [each for each in threading.enumerate() if each.name == "report" and each not in others]
 
     def end(self):
         self.stop.set()

@@ -107,7 +107,7 @@ def test_a_failed_try_says_when_the_next_one_is():
 
 def test_the_last_failed_try_parks_the_step():
     change = state_machine.fail(event("order_created"), "email/e1", "a1", a_reason(4, "KeyError"), None, AT)
-    line = {"parked": "order_created", "by": "email", **a_reason(4, "KeyError"), "attempt": "a1"}
+    line = {"parked": "order_created", "by": "email", **a_reason(4, "KeyError"), "attempt": "a1", "next": None}
     assert change.lines == [line]
     assert (change.next_try, change.park) == (None, True)
 
