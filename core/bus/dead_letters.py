@@ -27,17 +27,15 @@ class DeadLetters:
         with self._channel() as channel:
             return [(body, _headers(props)) for _, props, body in self._fetch(channel, limit)]
 
-    def redrive(self, limit: int) -> int:
-        """Send parked events round again: publish, wait for the confirm, and only then take away; gives how many."""
-        count = 0
+    def redrive(self, limit: int) -> Iterator[int]:
+        """Send parked events round again: publish, wait for the confirm, and only then take away. Counts them."""
         with self._channel() as channel:
             channel.confirm_delivery()
-            for method, props, body in self._fetch(channel, limit):
+            for count, (method, props, body) in enumerate(self._fetch(channel, limit), 1):
                 letter = Letter("", main_queue(self._handler), props.message_id or "", props.type or "", body)
                 channel.basic_publish("", letter.routing_key, body, letter.properties(), mandatory=True)
                 channel.basic_ack(method.delivery_tag)
-                count += 1
-        return count
+                yield count
 
     def _fetch(self, channel: BlockingChannel, limit: int) -> Iterator[tuple[Any, Any, bytes]]:
         waiting = channel.queue_declare(self._queue, passive=True).method.message_count

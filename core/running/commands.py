@@ -9,7 +9,7 @@ from core.bus.bus import BrokerUnavailable
 from core.bus.dead_letters import MOST_SHOWN, DeadLetters
 from core.bus.topology import main_queue
 from core.order import events
-from core.running.discovery import HandlerInvalid, describe, discover
+from core.running.discovery import HandlerInvalid, aligned, describe, discover
 
 
 def parse_arguments(usage: str, commands: Sequence[str], argv: Sequence[str] | None) -> argparse.Namespace:
@@ -35,21 +35,24 @@ def check(settings: Settings, args: argparse.Namespace) -> None:
 
 def dead(settings: Settings, args: argparse.Namespace) -> None:
     """List what was parked, and why."""
+    rows, notes = [["HANDLER", "ORDER", "EVENT", "TRIES", "TIME", "ERROR"]], list[str]()
     for handler in [args.handler] if args.handler else discover(settings.handlers_dir):
         parked = _dead_letters(settings, handler).show()
         for body, headers in parked:
-            error, tries, time = (headers.get(name, "-") for name in ("error", "tries", "time"))
-            print(f"{handler}  {_describe(body)}  {error}  tries={tries}  {time}")
+            rows.append([handler, *_describe(body), *(str(headers.get(of, "-")) for of in ("tries", "time", "error"))])
         if not parked or len(parked) == MOST_SHOWN:
-            print(f"{handler}  {'and maybe more: these are the oldest' if parked else 'nothing is parked'}")
+            notes.append(
+                f"{handler}: {'maybe there are more; these are the oldest' if parked else 'nothing is parked'}"
+            )
+    print(*(aligned(rows) if rows[1:] else []), *notes, sep="\n")
 
 
-def _describe(body: bytes) -> str:
+def _describe(body: bytes) -> tuple[str, str]:
     try:
         event = events.parse(body)
-        return f"{event.subject}  {event.type}"
+        return event.subject, event.type
     except events.EventInvalid:
-        return f"-  not an event: {body[:60]!r}"
+        return "-", f"none: {body[:60]!r}"
 
 
 def redrive(settings: Settings, args: argparse.Namespace) -> None:
@@ -57,8 +60,12 @@ def redrive(settings: Settings, args: argparse.Namespace) -> None:
     letters, queue = _dead_letters(settings, args.handler), main_queue(args.handler)
     if args.dry_run:
         print(f"would send {len(letters.show(args.limit))} parked messages to {queue} again")
-    else:
-        print(f"sent {letters.redrive(args.limit)} parked messages to {queue} again")
+        return
+    sent = 0
+    for sent in letters.redrive(args.limit):
+        if sent % 100 == 0 and sys.stderr.isatty():
+            print(f"\r{sent} ", end="", file=sys.stderr, flush=True)
+    print(f"sent {sent} parked messages to {queue} again")
 
 
 def purge(settings: Settings, args: argparse.Namespace) -> None:
@@ -80,7 +87,9 @@ def retire(settings: Settings, args: argparse.Namespace) -> None:
 
 def _dead_letters(settings: Settings, handler: str) -> DeadLetters:
     if settings.amqp_url == "embedded":
-        raise BrokerUnavailable("this needs RabbitMQ; with the embedded bus a restart sends what was parked again")
+        raise BrokerUnavailable(
+            "this needs RabbitMQ; else POST /orders/<id>/redrive, or a restart, tries parked steps again"
+        )
     return DeadLetters(settings.amqp_url, handler)
 
 
@@ -89,7 +98,7 @@ def _ask(args: argparse.Namespace, question: str) -> None:
     if not args.yes:
         print(f"{question} [y/N] ", end="", flush=True)
         if sys.stdin.readline().strip().lower() != "y":
-            print("nothing was done")
+            print("nothing was done; where nobody can answer, --yes does it unasked")
             sys.exit(1)
 
 

@@ -35,7 +35,13 @@ def subscribers_of(handlers: Handlers) -> dict[str, list[str]]:
 
 def describe(handlers: Handlers) -> list[str]:
     """A line for each event a handler takes."""
-    return [f"{type:<20} -> {name:<12} -> {main_queue(name)}" for name, taken in handlers.items() for type in taken]
+    return aligned([[type, "->", name, "->", main_queue(name)] for name in handlers for type in handlers[name]])
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Lines of a table, each column as wide as its widest entry."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def _functions(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import pytest
 
 from core.base.settings import ROOT, SettingInvalid
 from core.events import Event
-from core.running.discovery import HandlerInvalid, describe, discover
+from core.running.discovery import HandlerInvalid, aligned, describe, discover
 from tests.fakes import event, services
 from tests.support.consumer import run_command, write_handlers
 
@@ -167,11 +167,15 @@ def test_the_map_has_a_line_per_handler_and_event(folder):
     ]
 
 
+def test_a_table_is_as_wide_as_its_widest_entries():
+    assert aligned([["A", "BB"], ["long name", ""], ["x", "y"]]) == ["A          BB", "long name", "x          y"]
+
+
 def test_check_needs_no_settings_and_no_server():
     ran = run_command("check")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert len(ran.stdout.splitlines()) == sum(map(len, discover(ROOT / "handlers").values()))
-    assert "inventory_reserved   -> shipping     -> orders.shipping" in ran.stdout
+    assert "inventory_reserved  ->  shipping   ->  orders.shipping" in ran.stdout
 
 
 def test_check_exits_with_2_and_one_line_for_wrong_handlers(folder):

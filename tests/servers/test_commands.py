@@ -1,5 +1,10 @@
 """The commands of consumer.py as an operator runs them: what they print, what they leave, how they refuse."""
 
+import os
+import pty
+import subprocess
+import sys
+
 import pytest
 
 from core.base.ids import new_order_id
@@ -9,7 +14,7 @@ from tests.fakes import ORDER
 from tests.support.consumer import run_command, write_handlers
 from tests.support.samples import api_event
 from tests.support.servers import channel_to, declare_queues, delete_queues, length, put
-from tools.chaos.system import free_port, wait_for
+from tools.chaos.system import ROOT, free_port, wait_for
 
 DELAYS = (0.2, 0.5)
 HANDLERS = ("email", "inventory", "legacy")
@@ -82,8 +87,9 @@ def test_dead_lists_each_parked_message_with_details_and_moves_none(operator):
     for _ in range(2):
         lines = operator.output("dead").splitlines()
         assert lines == [
-            f"email  {id}  order_created  LookupError('x')  tries=4  {TIME}",
-            f"inventory  -  not an event: b'{{oops'  not an event  tries=1  {TIME}",
+            f"HANDLER    {'ORDER':<36}  {'EVENT':<14}  TRIES  {'TIME':<24}  ERROR",
+            f"email      {id}  {'order_created':<14}  4      {TIME}  LookupError('x')",
+            f"inventory  {'-':<36}  none: b'{{oops'  1      {TIME}  not an event",
         ]
     wait_for(lambda: operator.length(dead_queue("email")) == operator.length(dead_queue("inventory")) == 1)
 
@@ -91,17 +97,18 @@ def test_dead_lists_each_parked_message_with_details_and_moves_none(operator):
 def test_dead_of_one_handler_lists_only_that_even_without_headers(operator):
     operator.park("email", b"\xff")
     operator.park("inventory", b"{}")
-    assert operator.output("dead", "email") == "email  -  not an event: b'\\xff'  -  tries=-  -\n"
+    lines = operator.output("dead", "email").splitlines()
+    assert [line.split() for line in lines[1:]] == [["email", "-", "none:", r"b'\xff'", "-", "-", "-"]]
 
 
 def test_dead_says_so_where_nothing_is_parked(operator):
-    assert operator.output("dead") == "email  nothing is parked\ninventory  nothing is parked\n"
+    assert operator.output("dead") == "email: nothing is parked\ninventory: nothing is parked\n"
 
 
 def test_dead_says_where_the_list_is_cut(operator):
     operator.park("email", *[b"{}"] * 1001)
     lines = operator.output("dead", "email").splitlines()
-    assert len(lines) == 1001 and lines[-1] == "email  and maybe more: these are the oldest"
+    assert len(lines) == 1002 and lines[-1] == "email: maybe there are more; these are the oldest"
 
 
 # --- redrive ---------------------------------------------------------------------------------------------------------
@@ -112,8 +119,22 @@ def test_redrive_moves_the_oldest_parked_messages_to_their_handlers_queue(operat
     assert operator.output("redrive", "email", "--limit", "2") == "sent 2 parked messages to orders.email again\n"
     wait_for(lambda: operator.length(dead_queue("email")) == 1)
     assert operator.length(main_queue("email")) == 2 and operator.length(main_queue("inventory")) == 0
-    assert "not an event: b'3'" in operator.output("dead", "email")
+    assert "none: b'3'" in operator.output("dead", "email")
     assert operator.output("redrive", "email") == "sent 1 parked messages to orders.email again\n"
+
+
+def test_a_long_redrive_tells_on_a_terminal_how_far_it_is(operator):
+    operator.park("email", *[b"{}"] * 250)
+    terminal, end = pty.openpty()
+    environment = {"AMQP_URL": operator.url, "HANDLERS_DIR": str(operator.folder), "PATH": os.environ["PATH"]}
+    command = [sys.executable, "consumer.py", "redrive", "email"]
+    ran = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=end, timeout=60)
+    os.close(end)
+    assert (ran.stdout, os.read(terminal, 100)) == (
+        b"sent 250 parked messages to orders.email again\n",
+        b"\r100 \r200 ",
+    )
+    os.close(terminal)
 
 
 def test_a_dry_run_says_how_many_and_moves_nothing(operator):
@@ -149,7 +170,7 @@ def test_purge_asks_first_and_takes_a_yes(operator, answer):
 def test_anything_but_a_yes_purges_nothing_and_exits_with_1(operator, answer):
     operator.park("email", b"1")
     ran = operator.run("purge", "email", stdin=answer)
-    assert (ran.returncode, ran.stderr) == (1, "") and ran.stdout.endswith("nothing was done\n")
+    assert (ran.returncode, ran.stderr) == (1, "") and "nothing was done; " in ran.stdout and "--yes" in ran.stdout
     assert operator.length(dead_queue("email")) == 1
 
 
@@ -204,7 +225,7 @@ def test_redrive_to_a_missing_queue_gives_advice_and_moves_nothing(operator):
 @pytest.mark.parametrize("args", [["dead"], ["redrive", "email"], ["purge", "email", "--yes"]])
 def test_with_the_embedded_bus_a_command_advises_a_restart(operator, args):
     line = operator.refusal(*args, AMQP_URL="embedded")
-    assert "needs RabbitMQ" in line and "restart" in line
+    assert "needs RabbitMQ" in line and "restart" in line and "POST /orders/<id>/redrive" in line
 
 
 @pytest.mark.parametrize("args", [["dead"], ["redrive", "email"], ["purge", "email", "--yes"]])
