@@ -47,10 +47,7 @@ def test_a_failing_step_is_parked_and_redriven_after_the_fix(system, folder):
         ("inventory_reserved", 1, "OSError"), ("inventory_reserved", 2, "OSError"), ("inventory_reserved", 3, "OSError")
     ]  # fmt: skip
     listed = wait_for(lambda: order["id"] in (out := _command(running, "dead", "shipping").stdout) and out)
-    assert (
-        listed.split("\n")[1].split()[:4] == ["shipping", order["id"], "inventory_reserved", "3"]
-        and "OSError" in listed
-    )
+    assert listed.split()[6:10] == ["shipping", order["id"], "inventory_reserved", "3"] and "OSError" in listed
 
     shutil.copy(ROOT / "handlers/shipping.py", folder)
     running.stop("consumer")
@@ -76,21 +73,22 @@ def test_a_parked_step_is_redriven_through_the_api(carrier, request):
         ("inventory_reserved", "sweep", "shipping", 2)
     ]
     left = 0 if carrier == "embedded" else 2  # a broker keeps dead letters until somebody redrives or purges them
-    wait_for(lambda: _handlers(running)["shipping"]["dead"] == left, 15)
-    assert set(_handlers(running)) >= {"inventory", "shipping", "email"}
+    wait_for(lambda: _dead(running) == left, 15)
 
 
 def _redrive(running, order_id: str) -> None:
     """Wait until the order's label is parked, redrive it, and wait until it was tried again."""
     assert wait_for(lambda: _order(running, order_id).get("parked")) == ["shipping"]
-    wait_for(lambda: _handlers(running)["shipping"]["dead"] > 0, 15)
+    wait_for(lambda: _dead(running), 15)
     status, shown = running.call("POST", f"/orders/{order_id}/redrive")
     assert status == 200 and "parked" not in shown
     wait_for(lambda: _order(running, order_id)["updatedAt"] > shown["updatedAt"], 10)
 
 
-def _handlers(running) -> dict:
-    return {each["name"]: each for each in running.call("GET", "/handlers")[1]["handlers"]}
+def _dead(running) -> int | None:
+    """The dead letters of `shipping`, once it was reported."""
+    handlers = running.call("GET", "/handlers")[1]["handlers"]
+    return next((each["dead"] for each in handlers if each["name"] == "shipping"), None)
 
 
 def test_a_misspelt_event_name_stops_the_start_with_one_line(system, folder):
