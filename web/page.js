@@ -11,6 +11,7 @@ const EXAMPLES = {
 };
 const CUSTOMERS = ["ada", "grace", "joan", "mary", "lin", "eve"];
 const STANDARD = ["inventory", "shipping", "email"].map((name) => ({ name, takes: [] })); // before a consumer reported
+const FLOW = ["order_created", "inventory_reserved", "?", "order_confirmed", "order_failed", "order_cancelled"];
 const STATUS = { order_created: "pending", order_confirmed: "processed", order_failed: "failed",
   order_cancelled: "cancelled" };
 const LEGEND = { done: "done", pending: "pending", retrying: "a try failed, another comes",
@@ -49,6 +50,9 @@ const causeOf = (line) => line.of ?? line.done ?? line.failed ?? line.parked ?? 
 const money = (order) => `${order.total} ${order.currency}`;
 const short = (text, most) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
 const goods = ({ items: [first, ...more] }) => `${first.quantity} × ${first.sku}${more.length ? ", …" : ""}`;
+const narrow = () => innerWidth < 900;
+const kindOf = (line) => (line.failed ? "retrying" : line.parked ? "parked" : line.event === "order_failed" ? "failed"
+  : line.lost || line.event === "order_cancelled" ? "cancelled" : "done");
 const times = (n) => ["never", "once", "twice"][n] ?? `${n} times`;
 const words = (list) => list.join(", ").replace(/, ([^,]*)$/, " and $1");
 
@@ -147,6 +151,8 @@ async function lookAtOrder() {
 
 async function lookAtHandlers() {
   const { handlers, retryDelays } = await get("handlers");
+  const turn = ({ takes }) => Math.min(...takes.map((type) => FLOW.indexOf(FLOW.includes(type) ? type : "?")));
+  handlers.sort((a, b) => turn(a) - turn(b));
   Object.assign(page, { handlers: handlers.length ? handlers : STANDARD, delays: retryDelays });
   return 1000;
 }
@@ -187,15 +193,9 @@ async function act(name) {
 
 // --- what an order says
 
-function handlersOf(order) {
-  const names = page.handlers.map((handler) => handler.name);
-  const others = (order?.timeline ?? []).map((line) => line.by).filter((by) => !["api", "sweep", ...names].includes(by));
-  return [...page.handlers, ...[...new Set(others)].map((name) => ({ name, takes: [] }))];
-}
-
 function takersOf(type, order) {
   const took = (name) => order.timeline.some((line) => line.by === name && causeOf(line) === type);
-  return handlersOf(order).filter(({ name, takes }) => takes.includes(type) || took(name)).map(({ name }) => name);
+  return page.handlers.filter(({ name, takes }) => takes.includes(type) || took(name)).map(({ name }) => name);
 }
 
 /** [handler, event type] of the steps still asked for; superseded is what its taker is told is over. */
@@ -299,8 +299,9 @@ function storyOf(order, moment, moments) {
     + " is drawn here as it goes: stored, announced, queued, handled, answered, and what happens when a step fails." };
   const { status, timeline, outbox } = order, last = timeline.at(-1), took = Date.parse(last.at) - Date.parse(order.createdAt);
   if (moment) {
-    const slower = (moments.length * MOMENT) / Math.max(1, took), digits = 10 ** Math.floor(Math.log10(slower));
-    const pace = slower > 2 ? `about ${Math.round(slower / digits) * digits} times slower than it was` : "without its waits";
+    const gaps = timeline.slice(1).map((line, i) => Date.parse(line.at) - Date.parse(timeline[i].at));
+    const burst = gaps.filter((gap) => gap <= AT_ONCE).reduce((a, b) => a + b, 0), slower = (moments.length * MOMENT) / (burst || 1);
+    const digits = 10 ** Math.floor(Math.log10(slower)), pace = slower > 2 ? `about ${Math.round(slower / digits) * digits} times slower than it was` : "without its waits";
     return { kind: "pending", title: `Replay, moment ${page.moment + 1} of ${moments.length}: ${moment.name}`,
       text: `${moment.say} Shown ${pace}.` };
   }
@@ -340,206 +341,212 @@ function storyOf(order, moment, moments) {
 
 // --- the picture: the map on the left, and each handler's row runs on in time to the right (below it, where narrow)
 
-const WIDE = { width: 1060, height: 296, api: [16, 120, 82, 62], doc: [133, 76, 167, 151], exchange: [366, 151, 24], trunk: 414,
-  queue: 425, handler: [477, 97], pitch: 66, first: 85, lane: [611, 931], drop: 0, dead: [962, 82], back: 590,
-  A: [115, 151], B: [321, 151], C: [402, 151], F: 947 };
-const NARROW = { width: 332, height: 494, api: [10, 58, 62, 56], doc: [93, 20, 145, 132], exchange: [286, 86, 23], trunk: 16,
-  queue: 28, handler: [75, 92], pitch: 96, first: 194, lane: [24, 306], drop: 42, dead: [222, 92], back: 0,
-  A: [82, 86], B: [250, 86], C: [286, 140], F: 190 };
+const WIDE = { width: 1060, height: 296, api: [16, 120, 82, 62], doc: [133, 76, 167, 151], exchange: [366, 151, 24],
+  trunk: 414, queue: 425, handler: [477, 97], pitch: 66, first: 85, lane: [611, 931], drop: 0, dead: [962, 82], none: "none",
+  A: 115, B: 321, C: [402, 151], E: 557, F: 947 };
+const NARROW = { width: 332, height: 494, api: [10, 58, 62, 56], doc: [93, 20, 145, 132], exchange: [286, 86, 23],
+  trunk: 16, queue: 28, handler: [75, 92], pitch: 96, first: 194, lane: [24, 306], drop: 42, dead: [222, 92],
+  none: "no dead letter", A: 82, B: 250, C: [286, 140], E: 40, F: 190 };
 const HEADS = [[16, "1 API", "answers at once"], [133, "2 One document, one write", "order and event: both or neither"],
   [341, "3 Exchange", "copies"], [426, "4 A queue per handler", "one waits, the others go on"],
   [611, "5 Tries, in time", "ms to scale, waits cut short"], [1044, "6 Dead letters", "kept for a person", "end"]];
 
-function draw(scene, order) {
-  const at = innerWidth < 900 ? NARROW : WIDE, wide = at === WIDE;
-  const handlers = handlersOf(order), more = Math.max(0, handlers.length - 3) * at.pitch, down = wide ? more / 2 : 0;
-  const rows = Object.fromEntries(handlers.map(({ name }, i) => [name, at.first + i * at.pitch]));
-  const root = svg("svg", { viewBox: `0 0 ${at.width} ${at.height + more}`, role: "img", "aria-label": sentence(scene, order) });
+/** What draws into a picture, and remembers the spots where an order can be. */
+function penOf(root) {
   const put = (tag, attributes, ...inside) => root.appendChild(svg(tag, attributes, ...inside));
-  const text = (x, y, words, look = "", more = {}) => put("text", { x, y, class: look, ...more }, words);
-  const line = (d, look, more = {}) => put("path", { d, class: look, fill: "none", ...more });
-  const box = (x, y, width, height, look, more = {}) => put("rect", { x, y, width, height, rx: 6, class: `box ${look}`, ...more });
-  const mark = (kind, x, y, size = 16, more = {}) =>
-    put("use", { href: `#${kind}`, x: x - size / 2, y: y - size / 2, width: size, height: size, class: kind, ...more });
-  const letter = (name, x, y) => put("g", { class: `letter ${name === (page.letter ?? scene.letter) ? "on" : ""}`,
-    "data-letter": name }, svg("circle", { cx: x, cy: y, r: 8.5 }), svg("text", { x, y: y + 4 }, name));
-  const spots = {}, spot = (where, name, x, y) => { spots[[where, name]] = [x, y]; };
-  const [ax, ay, aw, ah] = at.api, [dx, dy, dw, dh] = at.doc, [ex, ey, er] = at.exchange, mid = ey + down;
-  const away = page.ready.broker === "down" && (scene.outbox?.length || !order);
-  const stored = Boolean(scene.status), sent = scene.sent.length > 0 || scene.tokens.some(([where]) => where === "exchange");
+  const spots = {};
+  return {
+    put, spots,
+    spot: (where, x, y) => { spots[where] = [x, y]; },
+    text: (x, y, words, look = "") => put("text", { x, y, class: look }, words),
+    line: (d, look) => put("path", { d, class: look }),
+    box: (x, y, width, height, look = "") => put("rect", { x, y, width, height, rx: 6, class: `box ${look}` }),
+    mark: (kind, x, y, size = 16, more = {}) => put("use",
+      { href: `#${kind}`, x: x - size / 2, y: y - size / 2, width: size, height: size, class: kind, ...more }),
+  };
+}
 
-  if (wide) for (const [x, title, sub, end = ""] of HEADS) { text(x, 24, title, `b ${end}`); text(x, 39, sub, `dim ${end}`); }
-  else text(166, 13, "one document, one write", "dim mid");
-
-  // 1 API, 2 the document with its outbox, 3 the exchange
-  line(`M${ax + aw},${mid}H${dx - 1}`, stored ? "way" : "open");
-  line(`M${dx + dw},${mid}H${ex - er - 1}`, sent ? "way" : "open");
-  if (wide) for (const [x, on] of [[dx, stored], [ex - er, sent]]) put("path", { d: `M${x - 8},${mid - 5}l8,5l-8,5z`, class: `arrow ${on ? "on" : ""}` });
-  box(ax, ay + down, aw, ah, scene.code && scene.code !== 201 ? "stop" : "");
-  ["POST", "/orders", scene.code].forEach((words, i) =>
-    words && text(ax + aw / 2, ay + down + ah / 2 - 10 + i * 16, words, `mono mid ${i === 2 ? "b" : ""}`));
-  spot("api", undefined, ax + aw, ay + down + 4);
-  put("path", { d: `M${dx},${dy + down}h${dw - 20}l20,20v${dh - 20}h${-dw}z`, class: `box ${stored ? "sheet" : "none"}` });
-  line(`M${dx},${dy + down + dh * 0.57}h${dw}`, stored ? "link-line" : "open");
-  const dl = dx + 13, dt = dy + down;
-  spot("order", undefined, dx + dw - 23, dt + 40);
-  spot("outbox", undefined, dx + dw - 23, dt + dh * 0.69);
-  if (stored) {
-    text(dl, dt + 22, `order ${order.id.slice(-6)}`, "mono");
-    mark(scene.status, dl + 8, dt + 39);
-    text(dl + 23, dt + 44, scene.status, "big");
-    const parked = scene.parked.length > 0;
-    text(dl, dt + 67, short(parked ? `parked: ${words(scene.parked)}` : `${goods(order)}, ${money(order)}`, wide ? 26 : 22), parked ? "b bad" : "dim");
-    text(dl, dt + dh * 0.57 + 21, "outbox", "mono");
-    const waiting = scene.outbox.filter(Boolean);
-    text(dl, dt + dh * 0.57 + 41, waiting.length ? short(words(waiting), 22) : "empty, all sent", waiting.length ? "mono" : "dim");
-  } else {
-    text(dx + dw / 2, dt + dh * 0.34, scene.code ? "nothing stored" : "the order", "dim mid");
-    if (!scene.code) text(dx + dw / 2, dt + dh * 0.8, "its events to send", "dim mid");
-  }
-  put("circle", { cx: ex, cy: mid, r: er, class: `box ${away ? "gone" : ""}` });
-  text(ex, mid + 4, away ? "away" : "orders", "mono mid");
-  spot("exchange", undefined, ex + er - 3, mid - er + 3);
-
-  // 4 a queue for each handler, and the way back
-  const way = (name) => (wide ? `M${ex + er},${mid}H${at.trunk}V${rows[name]}H${at.queue}`
-    : `M${ex},${ey + er}V${at.first - 30}H${at.trunk}V${rows[name]}H${at.queue}`);
+function draw(scene, order, label) {
+  const { handlers } = page, at = narrow() ? NARROW : WIDE, wide = at === WIDE;
+  const more = Math.max(0, handlers.length - 3) * at.pitch, height = at.height + more, down = wide ? more / 2 : 0;
+  const root = svg("svg", { viewBox: `0 0 ${at.width} ${height}`, role: "img", "aria-label": label }), pen = penOf(root);
+  const rows = Object.fromEntries(handlers.map(({ name }, i) => [name, at.first + i * at.pitch]));
   const asked = (name) => scene.sent.some((type) => takersOf(type, order).includes(name));
-  const spoke = (name) => scene.lines.some((each) => each.by === name && !each.failed && !each.parked);
-  const low = at.height + more - 20, foot = dx + dw / 2, home = (name) => `M574,${rows[name]}H${at.back}V${low}H${foot}V${dt + dh + 2}`;
-  for (const on of [false, true]) for (const { name } of handlers) {
-    if (asked(name) === on) line(`${way(name)}M${at.queue + 41},${rows[name]}h${at.handler[0] - at.queue - 41}`, on ? "way" : "open");
-    if (wide && spoke(name) === on) line(home(name), on ? "way" : "open");
-  }
-  if (wide) {
-    put("path", { d: `M${foot - 5},${dt + dh + 9}l5,-8l5,8z`, class: `arrow ${handlers.some(({ name }) => spoke(name)) ? "on" : ""}` });
-    text(foot + 12, low - 6, "the answer comes back: again one write", "dim");
-  } else text(60, low + 4, "each answer goes back into the document", "dim");
-  for (const { name, waiting, seen } of handlers) {
-    const y = rows[name], [hx, hw] = at.handler, gone = seen && now() - Date.parse(seen) > 15000;
-    box(at.queue, y - 13, 41, 27, "");
-    line(`M${at.queue + 14},${y - 13}v27m13,0v-27`, "box");
-    if (waiting > 0) text(at.queue + 20, y + 27, waiting, "dim mid");
-    box(hx, y - 18, hw, 37, gone ? "gone" : asked(name) ? "on" : "");
-    text(hx + hw / 2, y + (gone ? -1 : 5), short(name, 13), "name mid");
-    if (gone) text(hx + hw / 2, y + 13, "no consumer", "bad mid");
-    spot("queue", name, at.queue + 20, y);
-    spot("handler", name, hx + hw - 4, y - 14);
-  }
-  drawTimes({ at, rows, scene, order, handlers, asked, text, line, mark, put, spot });
+  if (wide) HEADS.forEach(([x, title, sub, end = ""]) => {
+    pen.text(x, 24, title, `b ${end}`);
+    pen.text(x, 39, sub, `dim ${end}`);
+  });
+  else pen.text(166, 13, "one document, one write", "dim mid");
+  drawStore(pen, at, down, scene, order);
+  drawQueues(pen, at, down, height - 20, rows, scene, asked);
+  drawTimes(pen, at, height - (wide ? 20 : 40), rows, scene, order, asked);
+  drawDead(pen, at, rows, scene);
 
-  // 6 dead letters
-  const troubled = scene.lines.findLast((each) => each.failed || each.parked)?.by ?? handlers[1]?.name ?? handlers[0].name;
-  for (const { name, dead } of handlers) {
-    const y = rows[name], [x, width] = at.dead, mine = scene.tokens.some(([where, who]) => where === "dead" && who === name);
-    line(wide ? `M${at.lane[1]},${y}H${x}` : `M${at.handler[0] + at.handler[1]},${y}H${x}`, mine ? "way" : "open");
-    box(x, y - 15, width, 31, mine ? "dead" : "none");
-    const count = Math.max(dead ?? 0, mine ? 1 : 0);
-    text(x + width / 2 + (mine ? 10 : 0), y + 4, count ? `${count} here` : wide ? "none" : "no dead letter", `mid ${count ? "b" : "dim"}`);
-    spot("dead", name, x + 17, y);
+  const failing = scene.lines.findLast((line) => line.failed || line.parked)?.by;
+  const letters = { A: [at.A, at.exchange[1] + down], B: [at.B, at.exchange[1] + down], C: [at.C[0], at.C[1] + down],
+    D: [at.handler[0] + at.handler[1], at.first - 17], E: [at.E, height - 20],
+    F: [at.F, rows[failing] ?? at.first + at.pitch] };
+  for (const [name, [x, y]] of Object.entries(letters)) {
+    pen.put("g", { class: `letter ${name === (page.letter ?? scene.letter) ? "on" : ""}`, "data-letter": name },
+      svg("circle", { cx: x, cy: y, r: 8.5 }), svg("text", { x, y: y + 4 }, name));
   }
-  for (const name of ["A", "B", "C"]) letter(name, at[name][0], at[name][1] + (name === "C" && !wide ? 0 : down));
-  letter("D", at.handler[0] + at.handler[1], at.first - 17);
-  letter("E", wide ? 557 : 40, low);
-  letter("F", at.F, rows[troubled]);
-
   for (const [where, name] of scene.tokens) {
-    const [x, y] = spots[[where, name]] ?? spots[["queue", name]] ?? spots[["order", undefined]];
-    put("circle", { cx: x, cy: y, r: 14, class: "ring" });
-    mark("token", x, y, 20);
+    const [x, y] = pen.spots[name ? `${where} ${name}` : where] ?? pen.spots[`queue ${name}`] ?? pen.spots.order;
+    pen.put("circle", { cx: x, cy: y, r: 14, class: "ring" });
+    pen.mark("token", x, y, 20);
   }
   return root;
 }
 
-/** Each try as a bar from the moment it was due until it was recorded, each wait as a block cut short. */
-function drawTimes({ at, rows, scene, order, handlers, asked, text, line, mark, put, spot }) {
-  const [left, right] = at.lane, { bars, waits } = order ? piecesOf(order) : { bars: [], waits: [] };
-  const trouble = order && !page.refused && troubleOf(order), planned = trouble?.kind === "retrying" ? page.delays.slice(trouble.line.try) : [];
-  const { place, tick } = order ? axisOf(order, [...bars, ...waits], right - left - 50, planned) : {};
-  for (const { name } of handlers) {
-    const y = rows[name] + at.drop, mine = bars.filter((bar) => bar.by === name && bar.step < scene.lines.length);
+/** 1 the API, 2 the document with its outbox, 3 the exchange. */
+function drawStore({ line, text, box, mark, put, spot }, { api, doc, exchange }, down, scene, order) {
+  const [ax, ay, aw, ah] = api, [x, dy, width, height] = doc, [ex, ey, radius] = exchange;
+  const y = dy + down, mid = ey + down, fold = y + height * 0.57, stored = Boolean(scene.status);
+  const sent = scene.sent.length > 0 || scene.tokens.some(([where]) => where === "exchange");
+  for (const [from, to, on] of [[ax + aw, x, stored], [x + width, ex - radius, sent]]) {
+    line(`M${from},${mid}H${to - 1}`, on ? "way" : "open");
+    line(`M${to - 8},${mid - 5}l8,5l-8,5z`, `arrow ${on ? "on" : ""}`);
+  }
+  box(ax, ay + down, aw, ah, scene.code && scene.code !== 201 ? "stop" : "");
+  ["POST", "/orders", scene.code ?? ""].forEach((words, i) =>
+    text(ax + aw / 2, ay + down + ah / 2 - 10 + i * 16, words, i === 2 ? "mono mid b" : "mono mid"));
+  line(`M${x},${y}h${width - 20}l20,20v${height - 20}h${-width}z`, `box ${stored ? "sheet" : "none"}`);
+  line(`M${x},${fold}h${width}`, stored ? "link-line" : "open");
+  spot("api", ax + aw, ay + down + 4);
+  spot("order", x + width - 23, y + 40);
+  spot("outbox", x + width - 23, fold + 18);
+  spot("exchange", ex + radius - 3, mid - radius + 3);
+  if (stored) {
+    const outbox = words(scene.outbox), parked = words(scene.parked);
+    line(`M${x + width - 20},${y}v20h20`, "box sheet");
+    text(x + 13, y + 22, `order ${order.id.slice(-6)}`, "mono");
+    mark(scene.status, x + 21, y + 39);
+    text(x + 36, y + 44, scene.status, "big");
+    text(x + 13, y + 67, short(parked ? `parked: ${parked}` : `${goods(order)}, ${money(order)}`, 22), parked ? "b bad" : "dim");
+    text(x + 13, fold + 21, "outbox", "mono");
+    text(x + 13, fold + 41, outbox ? short(outbox, 20) : "empty, all sent", outbox ? "mono" : "dim");
+  } else {
+    text(x + width / 2, y + height * 0.34, scene.code ? "nothing stored" : "the order", "dim mid");
+    text(x + width / 2, y + height * 0.8, scene.code ? "" : "its events to send", "dim mid");
+  }
+  const away = page.ready.broker === "down" && (!order || scene.outbox?.length > 0);
+  put("circle", { cx: ex, cy: mid, r: radius, class: `box ${away ? "gone" : ""}` });
+  text(ex, mid + 4, away ? "away" : "orders", "mono mid");
+}
+
+/** 4 a queue for each handler, and the way back into the document. */
+function drawQueues({ line, text, box, spot }, at, down, low, rows, scene, asked) {
+  const wide = at === WIDE, [ex, ey, radius] = at.exchange, [x, width] = at.handler, [dx, dy, dw, dh] = at.doc;
+  const foot = dx + dw / 2, bottom = dy + down + dh + 2, mid = ey + down;
+  const answered = (name) => scene.lines.some((each) => each.by === name && !each.failed && !each.parked);
+  for (const on of [false, true]) for (const [name, y] of Object.entries(rows)) { // what was travelled lies above
+    const start = wide ? `M${ex + radius},${mid}` : `M${ex},${ey + radius}V${at.first - 30}`;
+    const way = `${start}H${at.trunk}V${y}H${at.queue}M${at.queue + 41},${y}H${x}`;
+    if (asked(name) === on) line(way, on ? "way" : "open");
+    if (wide && answered(name) === on) line(`M${x + width},${y}H590V${low}H${foot}V${bottom}`, on ? "way" : "open");
+  }
+  if (wide) line(`M${foot - 5},${bottom + 8}l5,-9l5,9z`, `arrow ${Object.keys(rows).some(answered) ? "on" : ""}`);
+  text(wide ? foot + 12 : 60, wide ? low - 6 : low + 4, `the answer comes back: again one write`, "dim");
+  for (const { name, waiting, seen } of page.handlers) {
+    const y = rows[name], gone = seen && now() - Date.parse(seen) > 15000;
+    box(at.queue, y - 13, 41, 27);
+    line(`M${at.queue + 14},${y - 13}v27m13,0v-27`, "box");
+    text(at.queue + 20, y + 27, waiting > 0 ? `${waiting} wait` : "", "dim mid");
+    box(x, y - 18, width, 37, gone ? "gone" : asked(name) ? "on" : "");
+    text(x + width / 2, y + (gone ? -1 : 5), short(name, 13), "name mid");
+    text(x + width / 2, y + 13, gone ? "no consumer" : "", "bad mid");
+    spot(`queue ${name}`, at.queue + 20, y);
+    spot(`handler ${name}`, x + width - 4, y - 14);
+  }
+}
+
+/** 6 what was parked. */
+function drawDead({ line, text, box, spot }, at, rows, scene) {
+  const [x, width] = at.dead, from = at === WIDE ? at.lane[1] : at.handler[0] + at.handler[1];
+  for (const { name, dead = 0 } of page.handlers) {
+    const y = rows[name], mine = scene.tokens.some(([where, who]) => where === "dead" && who === name);
+    const count = Math.max(dead, mine ? 1 : 0);
+    line(`M${from},${y}H${x}`, mine ? "way" : "open");
+    box(x, y - 15, width, 31, mine ? "dead" : "none");
+    text(x + width / 2 + (mine ? 10 : 0), y + 4, count ? `${count} here` : at.none, `mid ${count ? "b" : "dim"}`);
+    spot(`dead ${name}`, x + 17, y);
+  }
+}
+
+/** 5 each try as a bar from the moment it was due until it was recorded, each wait as a block cut short. */
+function drawTimes(pen, at, low, rows, scene, order, asked) {
+  const [left, right] = at.lane, { line, text } = pen;
+  const { bars, waits } = order ? piecesOf(order) : { bars: [], waits: [] };
+  const trouble = order && troubleOf(order), live = scene.lines.length === order?.timeline.length;
+  const planned = trouble?.kind === "retrying" ? page.delays.slice(trouble.line.try) : [];
+  const axis = axisOf(bars, waits, right - left - 50, planned), place = (time) => left + axis.place(time);
+  for (const [name, row] of Object.entries(rows)) {
+    const y = row + at.drop, mine = bars.filter((bar) => bar.by === name && bar.step < scene.lines.length);
     line(`M${left},${y}H${right}`, "lane");
-    if (order && !mine.length && !page.refused) text(left + 2, y + 4, asked(name) ? "in the queue" : "not asked yet", "dim halo");
-    let edge = -Infinity;
-    mine.forEach(({ from, to, kind, step, label, ran, tries, cause }, i) => {
-      const x = left + place(from), width = Math.max(1, left + place(to) - x), end = x + width;
-      const announcer = scene.lines.find((each) => each.event === cause)?.by;
-      if (rows[announcer] && announcer !== name) line(`M${x},${rows[announcer] + at.drop + 9}V${y}`, "link-line");
-      put("rect", { x, y: y - 9, width, height: 18, rx: 2, class: `bar ${kind}`, "data-step": step },
-        svg("title", {}, `${span(to - from)} from asked to recorded${ran == null ? "" : `, ${ran} ms of it at work`}`));
-      const wait = waits.find((each) => each.step === step);
-      if (wait) {
-        const until = left + place(wait.to), live = mine.length === i + 1;
-        for (const look of ["bar retrying", "hatch"]) put("rect", { x: end, y: y - 9, width: until - end, height: 18, class: look });
-        const seconds = live && wait.to > now() ? Math.ceil((wait.to - now()) / 1000) : 0;
-        text((end + until) / 2, seconds ? y - 14 : y + 4, seconds ? `next try in ${seconds} s` : span(wait.to - wait.from), "b mid halo");
-        spot("wait", name, (end + until) / 2, y);
-      }
-      mark(kind, end, y, 16, { "data-step": step });
-      if (tries) {
-        if (end - edge > 32) text(end, y + 25, `try ${tries}`, "dim mid");
-        edge = Math.max(edge, end);
-      } else {
-        if (x + 2 - edge > 0) text(x + 2, y + 25, span(to - from), "dim");
-        edge = Math.max(edge, x + 40);
-        const room = (mine[i + 1] ? left + place(mine[i + 1].from) : right + 30) - end > 14 + 7.3 * label.length;
-        text(room ? end + 14 : Math.min(x + 2, right - 7.3 * label.length), room ? y + 4 : y - 14, label, `halo ${label === "done" ? "dim" : "mono"}`);
-      }
-    });
-    if (trouble?.kind === "retrying" && trouble.line.by === name && scene.lines.length === order.timeline.length) planned.forEach((seconds, i) => {
-      const x = left + place.after(i), until = left + place.after(i + 1);
-      mark("planned", x, y);
+    if (order && !mine.length) text(left + 2, y + 4, asked(name) ? "in the queue" : "not asked yet", "dim halo");
+    for (const { from, to, kind, step, first, cause } of mine) {
+      const announcer = scene.lines.find((each) => each.event === cause)?.by, x = place(from);
+      if (first && rows[announcer] && announcer !== name) line(`M${x},${rows[announcer] + at.drop + 9}V${y}`, "link-line");
+      pen.put("rect", { x, y: y - 9, width: Math.max(1, place(to) - x), height: 18, rx: 2, class: `bar ${kind}`, "data-step": step });
+    }
+    for (const wait of waits.filter((each) => mine.some(({ step }) => step === each.step))) drawWait(pen, wait, place, y, name);
+    if (live && trouble?.line?.by === name) planned.forEach((seconds, i) => {
+      const x = left + axis.after(i), until = left + axis.after(i + 1);
+      for (const each of i + 1 < planned.length ? [x] : [x, until]) pen.mark("planned", each, y);
       line(`M${x + 9},${y - 9}H${until - 9}v18H${x + 9}z`, "plan");
       text((x + until) / 2, y + 4, span(seconds * 1000), "dim mid halo");
-      if (i + 1 === planned.length) mark("planned", until, y);
+    });
+    let edge = -Infinity; // to the left of it there is text already
+    mine.forEach(({ from, to, kind, step, label, tries }, i) => {
+      const x = place(from), end = place(to), limit = mine[i + 1] ? place(mine[i + 1].from) : right + (label === "done" ? 30 : 5);
+      pen.mark(kind, end, y, 16, { "data-step": step });
+      const below = tries ? end - 12 : x + 2, words = tries ? `try ${tries}` : span(to - from);
+      if (below > edge) text(below, y + 25, words, "dim");
+      if (below > edge) edge = below + 7.5 * words.length;
+      const beside = end + 14 + 7.3 * label.length < limit;
+      text(beside ? end + 14 : Math.min(x + 2, right - 7.3 * label.length), beside ? y + 4 : y - 14, label, "mono halo");
     });
   }
-  if (!order || page.refused) return;
-  const y = at.height - (at.back ? 20 : 40) + Math.max(0, handlers.length - 3) * at.pitch;
-  text(left, y + 4, "0", "mono dim");
-  if (tick.x > 20) text(left + tick.x, y + 4, span(tick.ms), "mono dim mid");
+  if (!order) return;
+  text(left, low + 4, "0", "mono dim");
+  if (axis.tick.x > 45) text(left + axis.tick.x, low + 4, span(axis.tick.ms), "mono dim mid");
+}
+
+function drawWait({ put, text, spot }, { from, to }, place, y, name) {
+  const x = place(from), width = place(to) - x, seconds = Math.ceil((to - now()) / 1000);
+  for (const look of ["bar retrying", "hatch"]) put("rect", { x, y: y - 9, width, height: 18, class: look });
+  text(x + width / 2, seconds > 0 ? y - 14 : y + 4, seconds > 0 ? `next try in ${seconds} s` : span(to - from), "b mid halo");
+  spot(`wait ${name}`, x + width / 2, y);
 }
 
 /** The bars and the waits of an order's timeline, in milliseconds since 1970. */
 function piecesOf(order) {
-  const announced = {}, due = {}, waits = [];
+  const announced = {}, due = {}, waits = [], start = Date.parse(order.createdAt);
   const bars = order.timeline.flatMap((line, step) => {
-    const cause = causeOf(line), to = Date.parse(line.at), by = line.by, key = `${by}/${cause}`;
+    const cause = causeOf(line), to = Date.parse(line.at), key = `${line.by}/${cause}`, first = !(key in due);
     if (line.event) announced[line.event] = to;
     if (!cause) return [];
-    const from = Math.min(to, due[key] ?? announced[cause] ?? Date.parse(order.createdAt));
-    if (line.next) waits.push({ step, from: to, to: (due[key] = Date.parse(line.next)) });
-    const kind = line.failed ? "retrying" : line.parked ? "parked" : STATUS[line.event] === "failed" ? "failed"
-      : line.lost ? "cancelled" : "done";
-    return [{ by, step, from, to, kind, cause, ran: line.ms, tries: line.failed || line.parked ? line.try : 0,
-      label: line.event ?? (line.lost ? "too late" : "done") }];
+    const from = Math.min(to, due[key] ?? announced[cause] ?? start);
+    if (line.next) waits.push({ step, from: to, to: (due[key] = Math.max(to, Date.parse(line.next))) });
+    const label = line.event ?? (line.lost ? "too late" : line.done ? "done" : "");
+    return [{ by: line.by, step, from, to, first, cause, kind: kindOf(line), label, tries: label ? 0 : line.try }];
   });
-  return { bars, waits };
+  return { bars: [{ by: "api", from: start, to: start }, ...bars], waits };
 }
 
-/** Where a time stands: to scale within a burst, and what is longer than AT_ONCE a little longer per doubling. */
-function axisOf(order, pieces, room, planned) {
-  const start = Date.parse(order.createdAt), all = pieces.flatMap(({ from, to }) => [from, to]);
-  const stops = [...new Set([start, ...all])].sort((a, b) => a - b), gaps = stops.slice(1).map((stop, i) => stop - stops[i]);
-  const cut = (ms) => 40 + 8 * Math.log2(Math.max(1, ms / 1000)), sum = (list) => list.reduce((a, b) => a + b, 0);
-  const cuts = [...gaps.filter((gap) => gap > AT_ONCE), ...planned.map((seconds) => seconds * 1000)].map(cut);
-  const shrink = Math.min(1, (room * 0.85) / (sum(cuts) || 1)), burst = sum(gaps.filter((gap) => gap <= AT_ONCE));
-  const perMs = Math.min(18, (room - sum(cuts) * shrink) / (burst || 1));
+/** Where a time stands: to scale within a burst; what is longer than AT_ONCE is a little longer per doubling. */
+function axisOf(bars, waits, room, planned) {
+  const stops = [...new Set([...bars, ...waits].flatMap(({ from, to }) => [from, to]))].sort((a, b) => a - b);
+  const gaps = stops.slice(1).map((stop, i) => stop - stops[i]), sum = (list) => list.reduce((a, b) => a + b, 0);
+  const cut = (ms) => 40 + 8 * Math.log2(Math.max(1, ms / 1000));
+  const cuts = sum(gaps.filter((gap) => gap > AT_ONCE).map(cut)) + sum(planned.map((seconds) => cut(seconds * 1000)));
+  const shrink = Math.min(1, (room * 0.8) / (cuts || 1)), burst = sum(gaps.filter((gap) => gap <= AT_ONCE));
+  const perMs = Math.min(18, (room - cuts * shrink) / (burst || 1));
   const widths = gaps.map((gap) => (gap > AT_ONCE ? cut(gap) * shrink : gap * perMs));
-  const x = (stop) => sum(widths.slice(0, stops.indexOf(stop)));
-  const first = gaps.findIndex((gap) => gap > AT_ONCE), last = stops[first < 0 ? stops.length - 1 : first];
+  const place = (stop) => sum(widths.slice(0, stops.indexOf(stop)));
   const after = (n) => sum(widths) + sum(planned.slice(0, n).map((seconds) => cut(seconds * 1000) * shrink));
-  return { place: Object.assign(x, { after }), tick: { x: x(last), ms: last - start } };
-}
-
-/** The picture in one sentence. */
-function sentence(scene, order) {
-  if (!order || !scene.lines.length) return "An order's way: API, one document with its outbox, exchange, a queue for each handler,"
-    + " tries in time, dead letters. No order is on it.";
-  const where = { api: "at the API", order: "in its document, at rest", outbox: "in the outbox", exchange: "at the exchange",
-    queue: "in the queue of", handler: "at work in", wait: "waiting for another try of", dead: "a dead letter of" };
-  const places = words(scene.tokens.map(([place, name]) => `${where[place]}${name ? ` ${name}` : ""}`));
-  return `Order ${order.id.slice(-6)} is ${scene.status} and now ${places}. ${scene.lines.length} steps are in its timeline.`;
+  const pause = gaps.findIndex((gap) => gap > AT_ONCE), last = stops[pause < 0 ? stops.length - 1 : pause];
+  return { place, after, tick: { x: place(last), ms: last - stops[0] } };
 }
 
 // --- showing it all
@@ -547,7 +554,7 @@ function sentence(scene, order) {
 function render() {
   const { order, orders, ready, down, refused } = page;
   const moments = order && !refused ? momentsOf(order) : [];
-  if (page.moment >= moments.length) page.moment = null;
+  if (page.moment >= moments.length) Object.assign(page, { moment: null, playing: false });
   const moment = page.moment === null ? null : moments[page.moment], scene = sceneOf(order, moment);
   const { kind, title, text, timer = "" } = storyOf(order, moment, moments);
 
@@ -570,7 +577,8 @@ function render() {
   fill($("orders"), orders.length ? orders.slice(0, 10).map(rowOf) : [null], orderRow);
   fill($("stock"), page.stock.map(({ sku, available }) => [sku, page.editing === sku ? null : available]), stockChip);
 
-  const chosen = Math.min(page.step ?? Infinity, scene.lines.length - 1), line = scene.lines[chosen];
+  const latest = scene.lines.findLastIndex((each) => each.id || (moment || troubleOf(order) ? each === scene.lines.at(-1) : false));
+  const chosen = Math.min(page.step ?? latest, scene.lines.length - 1), line = scene.lines[chosen];
   const shown = scene.lines.map((each, i) => [each, i, i === chosen && !page.whole, order.createdAt]);
   fill($("steps"), shown.length ? shown : [null], stepRow);
   showJson(order, line);
@@ -578,8 +586,8 @@ function render() {
     html("button", { type: "button", "data-key": name, "data-letter": name, "aria-pressed": on, "aria-label": `${name}: ${CRASHES[name][0]}` }, name));
   fill($("crash"), [page.letter ?? scene.letter], crashText);
   const seconds = Math.floor(now() / 1000); // a picture that counts down is drawn each second
-  fill($("picture"), [[scene, page.letter, innerWidth < 900, order?.id, order?.timeline.length, ready.broker,
-    page.handlers, scene.tokens.some(([where]) => where === "wait") && seconds]], () => draw(scene, order));
+  fill($("picture"), [[scene, page.letter, narrow(), order?.id, order?.timeline.length, ready.broker,
+    page.handlers, scene.tokens.some(([where]) => where === "wait") && seconds]], () => draw(scene, order, `An order's way, from API to dead letters. ${title}`));
   for (const node of document.querySelectorAll("[data-at]")) node.textContent = span(Math.max(1000, now() - Date.parse(node.dataset.at))).replace(/\.\d/, "");
 }
 
@@ -601,9 +609,7 @@ function stepRow(item) {
   if (!item) return html("li", { class: "dim" }, page.refused ? "None: the order does not exist." : "None yet.");
   const [line, step, chosen, start] = item, { by, event, error, sent, lost } = line;
   const what = event ?? (error ? `try ${line.try}, ${error}` : sent ? `sent ${sent}` : lost ? "too late" : "done");
-  const kind = line.failed ? "retrying" : line.parked ? "parked" : event === "order_failed" ? "failed"
-    : event === "order_cancelled" || lost ? "cancelled" : "done";
-  return html("li", {}, html("button", { type: "button", "data-key": step, "data-step": step, "aria-pressed": chosen }, icon(kind), html("b", {}, by),
+  return html("li", {}, html("button", { type: "button", "data-key": step, "data-step": step, "aria-pressed": chosen }, icon(kindOf(line)), html("b", {}, by),
     html("span", { class: event ? "mono" : "" }, what), html("span", { class: "mono dim" }, span(Date.parse(line.at) - Date.parse(start)))));
 }
 
