@@ -206,6 +206,14 @@ def test_pods_reach_what_they_need_and_nothing_else():
     assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
+def test_no_list_is_empty_because_every_diff_would_show_it():
+    def empty(value) -> bool:
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return value == [] or any(map(empty, inner))
+
+    assert [each["metadata"]["name"] for each in OBJECTS if empty(each)] == []
+
+
 def test_prometheus_reaches_what_asks_to_be_scraped():
     policies = [each["spec"] for each in named("NetworkPolicy").values()]
     for name, workload in WORKLOADS.items():

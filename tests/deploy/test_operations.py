@@ -134,6 +134,22 @@ def test_every_command_is_one_that_the_consumer_takes():
         assert result.stderr and not result.stderr.startswith("usage: "), args
 
 
+def test_logs_are_asked_of_all_pods_or_of_a_named_one():
+    """Of a Deployment kubectl picks one pod, and with --previous mostly one that never ended."""
+    asked = re.findall(r"kubectl -n orderproc logs (\S+)", TEXT)
+    assert len(asked) >= 4 and set(asked) == {"-l", "POD"}
+    workloads = {each["metadata"]["name"] for each in yaml.safe_load_all((ROOT / "k8s.yaml").read_text())}
+    names = ", ".join(re.findall(r"-l '?app(?:=| in \()([a-z, ]+)", TEXT)).split(", ")
+    assert len(names) >= 6 and {name.strip() for name in names} <= workloads
+
+
+def test_what_is_scaled_to_nothing_is_scaled_up_again():
+    scaled = re.findall(r"kubectl -n orderproc scale deployment ([\w ]+) --replicas=(\d)", TEXT)
+    assert [number for _, number in scaled] == ["0", "1", "1"], "any other number an autoscaler sets back"
+    down, *up = [names.split() for names, _ in scaled]
+    assert sorted(down) == sorted([*up[0], *up[1]]) and up[1] == ["api"], "consumers come first"
+
+
 def test_every_setting_that_is_named_exists():
     named = set(re.findall(r"`([A-Z][A-Z_]{3,})`|\b([A-Z]+_[A-Z_]+)=|\$([A-Z][A-Z_]+)", TEXT))
     variables = {variable for group in named for variable in group if variable} - NOT_SETTINGS
