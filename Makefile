@@ -7,6 +7,11 @@ export DATA_DIR ?= ./data
 export API_KEYS ?= demo:demo-key:admin
 export HOST ?= 127.0.0.1
 export AMQP_URL ?= embedded
+RATE ?= 10
+SECONDS ?= 30
+PACE ?= 1
+URL ?= http://127.0.0.1:8080
+KEY ?= demo-key
 export MONGODB_URL ?= $(shell test -x $(BIN)/secantusd-py && echo embedded || echo memory)
 
 help:  ## print this list
@@ -22,6 +27,12 @@ else
 	@test "$(MONGODB_URL)" != memory || echo "MONGODB_URL=memory: orders vanish on exit"
 	@exec $(BIN)/python orderproc.py
 endif
+
+demo: .venv  ## tell the story of some orders in two minutes, with a kill -9 in it; PACE=2 tells it slower
+	@$(BIN)/python -m tools.demo --pace $(PACE)
+
+load: .venv  ## place RATE orders a second for SECONDS at what `make run` runs, or at URL with KEY
+	@$(BIN)/python -m tools.load --rate $(RATE) --seconds $(SECONDS) --url $(URL) --key $(KEY)
 
 test: .venv/dev  ## run every test; those that need RabbitMQ run where AMQP_URL answers
 	@unset DATA_DIR API_KEYS HOST MONGODB_URL; $(if $(filter embedded,$(AMQP_URL)),unset AMQP_URL;) $(BIN)/python -m pytest $(ARGS)
@@ -81,4 +92,4 @@ clean:  ## remove the virtual environment and caches; data stays
 reset:  ## remove all data of `make run`, after asking
 	@printf 'Remove %s with all orders, mails and labels in it? [y/N] ' '$(DATA_DIR)'; read answer; test "$$answer" = y && rm -rf '$(DATA_DIR)'
 
-.PHONY: help run start up down logs stack-test chaos-store test planted-bugs lint check check-deploy .venv clean reset
+.PHONY: help run start demo load up down logs stack-test chaos-store test planted-bugs lint check check-deploy .venv clean reset
