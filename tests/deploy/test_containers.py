@@ -71,9 +71,9 @@ def test_what_a_service_waits_for_says_when_it_is_healthy():
 
 def test_the_image_is_given_all_that_runs_and_nothing_else():
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    left_out = {"tests", "tools", "docs", "data", "Makefile", "README.md", "pyproject.toml", "Dockerfile", "k8s.yaml"}
+    left_out = {"tests", "tools", "docs", "examples", "data", "Makefile", "pyproject.toml", "Dockerfile", "k8s.yaml"}
     known = {path.name for path in ROOT.iterdir() if not path.name.startswith((".", "__"))}
-    rest = {name for name in known - let_in - left_out if not re.fullmatch(r"(requirements-|docker-).*", name)}
+    rest = {name for name in known - let_in - left_out if not re.fullmatch(r"(requirements-|docker-).*|.*\.md", name)}
     assert not rest, "neither in the image nor known not to be"
     assert let_in <= known
 
