@@ -12,12 +12,13 @@ import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from importlib.metadata import distribution
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from bottle import HTTPResponse
-from swagger_ui_bundle import swagger_ui_path
 
 from core.base import ids, metrics
 from core.base.settings import ROLES, ROOT, Settings
@@ -35,15 +36,18 @@ from core.running.health import add_health, serve_health
 from core.store.store import Store
 
 log = logging.getLogger("orderproc")
-HTML = "text/html; charset=utf-8"
+HTML, CSS, JAVASCRIPT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "javascript"))
+SWAGGER_UI = Path(str(distribution("offapi").locate_file("offapi")))  # to import it would read nine megabytes
 FILES = (
     ("/", ROOT / "web/index.html", HTML),
-    ("/page.css", ROOT / "web/page.css", "text/css; charset=utf-8"),
-    ("/page.js", ROOT / "web/page.js", "text/javascript; charset=utf-8"),
+    ("/page.css", ROOT / "web/page.css", CSS),
+    ("/page.js", ROOT / "web/page.js", JAVASCRIPT),
     ("/docs", ROOT / "web/docs.html", HTML),
-    ("/docs/swagger-ui.css", swagger_ui_path / "swagger-ui.css", "text/css; charset=utf-8"),
-    ("/docs/swagger-ui-bundle.js", swagger_ui_path / "swagger-ui-bundle.js", "text/javascript; charset=utf-8"),
+    ("/docs/docs.js", ROOT / "web/docs.js", JAVASCRIPT),
+    ("/docs/swagger-ui.css", SWAGGER_UI / "swagger_style.css", CSS),
+    ("/docs/swagger-ui-bundle.js", SWAGGER_UI / "swagger_bundle.js", JAVASCRIPT),
     ("/openapi.json", ROOT / "openapi.json", "application/json"),
+    ("/asyncapi.json", ROOT / "asyncapi.json", "application/json"),
 )
 
 

@@ -1,4 +1,4 @@
-"""What the files in `schemas/` accept and refuse, and that `openapi.json` says the same."""
+"""What the files in `schemas/` accept and refuse."""
 
 import copy
 import json
@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+
+from tests.support.contracts import objects
 
 ROOT = Path(__file__).parents[2]
 OUR_EVENTS = {
@@ -472,14 +474,6 @@ NASTY = [
 MOST = 60_000  # a body has at most 64 KiB
 
 
-def objects(value: Any) -> Any:
-    """Every JSON object in a value, itself included."""
-    if isinstance(value, dict):
-        yield value
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from objects(part)
-
-
 def patterns() -> list[str]:
     return sorted({found["pattern"] for name in FILES for found in objects(read(name)) if "pattern" in found})
 
@@ -528,30 +522,3 @@ def test_a_body_has_no_room_for_unknown_fields(name):
     for found in objects(read(f"schemas/{name}.json")):
         if found.get("type") == "object":
             assert found["additionalProperties"] is False
-
-
-# --- openapi.json --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("component", "name"), [("NewOrder", "order"), ("SetStock", "stock")])
-def test_openapi_describes_a_body_as_its_schema_does(component, name):
-    schema = {key: value for key, value in read(f"schemas/{name}.json").items() if key not in ("$schema", "$id")}
-    assert read("openapi.json")["components"]["schemas"][component] == schema
-
-
-def test_the_orders_that_openapi_gives_as_examples_are_good():
-    post = read("openapi.json")["paths"]["/orders"]["post"]
-    examples = post["requestBody"]["content"]["application/json"]["examples"]
-    assert all(accepts("order", example["value"]) for example in examples.values())
-
-
-def test_every_reference_in_openapi_leads_somewhere():
-    spec = read("openapi.json")
-    for found in objects(spec):
-        place = spec
-        for step in found.get("$ref", "#").split("/")[1:]:
-            place = place[step]
-
-
-def test_openapi_is_a_version_that_the_pinned_swagger_ui_reads():
-    assert read("openapi.json")["openapi"] == "3.0.3"

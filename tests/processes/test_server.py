@@ -13,9 +13,9 @@ import time
 from contextlib import closing, contextmanager
 
 import pytest
-from swagger_ui_bundle import swagger_ui_path
 
 from core.base.settings import ROOT
+from orderproc import SWAGGER_UI
 from tests.support.api import ORDER
 from tests.support.wire_store import WireStore, always, on, refuse
 from tools.chaos.system import free_port, wait_for
@@ -259,7 +259,7 @@ def test_answers_larger_than_the_sockets_buffers_arrive_whole():
             server.end()
             time.sleep(0.5)
             received = read_all(connection)
-        script = (swagger_ui_path / "swagger-ui-bundle.js").read_bytes()
+        script = (SWAGGER_UI / "swagger_bundle.js").read_bytes()
         assert received.count(b"HTTP/1.1 200 OK") == received.count(script) == 10
         assert server.wait()[0] == 0
 
