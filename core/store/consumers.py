@@ -68,4 +68,5 @@ class Reports:
         """What was said last of each handler, and when, by name."""
         with self._bulk.reading() as handlers:
             found = list(handlers.find({"seen": {"$gt": now() - FORGOTTEN_AFTER}}).sort("_id", 1))
-        return [{"name": each.pop("_id"), **each, "seen": rfc3339(each["seen"])} for each in found]
+        told = ("takes", "waiting", "dead", "retryDelays")
+        return [{"name": each["_id"], **{of: each[of] for of in told}, "seen": rfc3339(each["seen"])} for each in found]
