@@ -24,7 +24,7 @@ log = logging.getLogger("orderproc")
 LARGEST_BODY = 64 * 1024  # bytes
 ANSWER_WITHIN = 2.8  # seconds from a request's arrival; the rest of the three is for everything but the store
 LONGEST_WAIT = 1.0  # seconds for a thread
-CSP = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+CSP = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 HEALTH = ("/healthz", "/readyz", "/metrics")
 JSON_IN_UTF8 = re.compile(r'application/json\s*(;\s*charset=("?)utf-8\2\s*)?')
 
