@@ -10,7 +10,7 @@ when every order is closed, so clearing, committing and sweeping are in the figu
 import argparse
 import tempfile
 import time
-from datetime import datetime
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -18,14 +18,16 @@ import pymongo
 
 from tools.chaos.system import System, wait_for
 
-EPOCH = datetime(1970, 1, 1)
-HEAD = f"{'clients':>8}{'accepted/s':>12}{'ended/s':>10}{'commands/order':>16}{'batch: orders':>15}{'stock':>8}"
+COLUMNS = {  # and their widths
+    "clients": 8, "refused": 9, "accepted/s": 12, "ended/s": 10, "commands/order": 16, "batch: orders": 15, "stock": 8
+}  # fmt: skip
+OPEN = {"due": {"$exists": True}}
 
 
 def main() -> None:
     arguments = _arguments()
     url = urlunsplit(urlsplit(arguments.mongodb_url)._replace(path="/orderproc_bench"))
-    print(HEAD)
+    print(row(COLUMNS))
     for clients in arguments.clients:
         with pymongo.MongoClient(url) as client:
             client.drop_database("orderproc_bench")
@@ -49,16 +51,24 @@ def measure(system: System, orders: int, clients: int) -> None:
     before, started = counters(system), time.monotonic()
     results = system.post_many(orders, clients, make=lambda n: system.order(n, ("A1", "B2", "C3", "D4")[n % 4]))
     accepted = time.monotonic() - started
-    assert {result.status for result in results} == {201}
+    refused = [result.status for result in results if result.status != 201]  # had waited too long for a thread
+    assert set(refused) <= {503}, refused
+    orders -= len(refused)
     with system.database() as database:
         wait_for(lambda: not database.orders.find_one({"status": "pending"}), 300, "every order is final", every=0.25)
         ended = time.monotonic() - started
-        wait_for(lambda: not database.orders.find_one({"due": {"$gt": EPOCH}}), 300, "every order is closed", every=1)
+        wait_for(lambda: not database.orders.find_one(OPEN), 300, "every order is closed", every=1)
     after = counters(system)
     commands, *batches = [after[name] - before[name] for name in after]
     sizes = [batches[n] / max(1, batches[n + 1]) for n in (0, 2)]
-    rates = f"{clients:>8}{orders / accepted:>12.0f}{orders / ended:>10.0f}"
-    print(f"{rates}{commands / orders:>16.2f}{sizes[0]:>15.1f}{sizes[1]:>8.1f}", flush=True)
+    rates = f"{orders / accepted:.0f}", f"{orders / ended:.0f}"
+    per_order = f"{commands / orders:.2f}", *(f"{size:.1f}" for size in sizes)
+    print(row([clients, len(refused), *rates, *per_order]), flush=True)
+
+
+def row(cells: Iterable[object]) -> str:
+    """A line of the table."""
+    return "".join(f"{cell!s:>{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True))
 
 
 def counters(system: System) -> dict[str, float]:
