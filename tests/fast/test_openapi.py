@@ -101,10 +101,11 @@ def provoke(shop, monkeypatch):
         (shop.reader, "POST", f"{one}/cancel", None, {}), (shop.client, "POST", f"{gone}/cancel", None, {}),
         (shop.client, "POST", f"/orders/{final}/cancel", None, {}),
         (shop.admin, "PUT", "/stock/A1", {"available": 1}, {}), (shop.admin, "PUT", "/stock/A1", {}, {}),
-        (shop.admin, "PUT", "/stock/C3", {"available": 1}, {}),
+        *[(shop.admin, "PUT", "/stock/C3", {"available": units}, key) for units in (1, 2)],
         (shop.admin, "PUT", "/stock/A1", {"available": 1}, {"if_match": '"old"'}),
         (shop.admin, "PUT", "/stock/A1", b"", {}), (shop.admin, "PUT", "/stock/A1", b" " * 70000, {}),
         (shop.admin, "PUT", "/stock/A1", {}, {"content_encoding": "gzip"}), (shop.client, "PUT", "/stock/A1", {}, {}),
+        (shop.admin, "PUT", "/stock/%7F", {"available": 1}, {}),
         *[(shop.nobody, method, path, None, {}) for method, path in OPERATIONS if (method, path) not in WITH_KEY],
         *[(shop.nobody, "DELETE", path.format(id=made, sku="A1"), None, {}) for path in SPEC["paths"]],
     ]  # fmt: skip
@@ -219,7 +220,7 @@ def test_every_reference_leads_somewhere():
 
 def test_the_examples_in_the_spec_are_true_to_the_code():
     problem = Shop().client("POST", "/orders", {"items": [{"sku": "A1", "quantity": 0, "price": 1}]}).json
-    content = SPEC["components"]["responses"]["OrderRefused"]["content"]["application/problem+json"]
+    content = SPEC["components"]["responses"]["Refused"]["content"]["application/problem+json"]
     assert problem == content["examples"]["invalid"]["value"]
 
 
