@@ -153,6 +153,18 @@ def test_every_answer_is_documented_with_its_shape(answers):
             assert not found, (method, path, answer.status, found)
 
 
+def test_a_line_of_the_timeline_says_one_thing(answers):
+    # Said in words: where a schema has it, as `oneOf`, generated clients lose the fields.
+    things = {"event", "done", "failed", "parked", "lost", "sent"}
+    assert things <= set(SPEC["components"]["schemas"]["TimelineEntry"]["properties"])
+    shown = [
+        node for _, _, answer in answers if answer.body.startswith(b"{") for node in contracts.objects(answer.json)
+    ]
+    examples = [*contracts.objects(SPEC["components"]["examples"])]
+    lines = [line for order in shown + examples for line in order.get("timeline", [])]
+    assert lines and all(len(things & set(line)) == 1 for line in lines)
+
+
 def test_every_problem_is_documented_with_its_type_and_no_other(answers):
     seen = {}
     for method, path, answer in answers:
