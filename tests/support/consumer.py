@@ -221,8 +221,9 @@ class Consumer:
         return view(self.orders.get(id))
 
     def timeline(self, id: str) -> list[dict]:
-        """The order's timeline, without the times."""
-        return [{k: v for k, v in line.items() if k not in ("at", "next")} for line in self.order(id)["timeline"]]
+        """The order's timeline, without times, ids and places."""
+        kept = [name for name in VARYING if name != "by"]
+        return [{k: v for k, v in line.items() if k not in kept} for line in self.order(id)["timeline"]]
 
     def end(self) -> None:
         self.stop.set()
