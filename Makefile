@@ -58,6 +58,9 @@ logs: .env  ## follow what the containers say
 stack-test:  ## start containers of its own, break them under load and see that every order ends
 	@$(PYTHON) -m tools.chaos.stack
 
+pictures: .venv/dev  ## make the README's pictures of the live page anew (needs Chromium)
+	@$(BIN)/python -m tools.pictures
+
 chaos-store: .venv/dev  ## a store that is overrun, refuses writes or lags, and what becomes of the orders (12 minutes)
 	@$(if $(filter embedded,$(AMQP_URL)),unset AMQP_URL;) for each in overload refusing stale; do $(BIN)/python -m tools.chaos.store $$each || exit 1; done
 
@@ -92,4 +95,4 @@ clean:  ## remove the virtual environment and caches; data stays
 reset:  ## remove all data of `make run`, after asking
 	@printf 'Remove %s with all orders, mails and labels in it? [y/N] ' '$(DATA_DIR)'; read answer; test "$$answer" = y && rm -rf '$(DATA_DIR)'
 
-.PHONY: help run start demo load up down logs stack-test chaos-store test planted-bugs lint check check-deploy .venv clean reset
+.PHONY: help run start demo load up down logs stack-test pictures chaos-store test planted-bugs lint check check-deploy .venv clean reset

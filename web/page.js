@@ -2,7 +2,7 @@
 // The live page: one more client of the public API. It asks for what is true, and draws it.
 // What was too fast to see it shows again in moments, and says so; what waits it counts down.
 
-const ADDRESS = { name: "Ada Lovelace", line1: "12 Analytical Row", postalCode: "10115", country: "DE" };
+const ADDRESS = { name: "Ada Lovelace", line1: "1 Engine Row", city: "Berlin", postalCode: "10115", country: "DE" };
 const EXAMPLES = {
   good: { items: [{ sku: "A1", quantity: 2, price: 19.99 }] },
   out: { items: [{ sku: "E5", quantity: 1, price: 120 }] },
@@ -25,8 +25,8 @@ const CRASHES = { // what went wrong, what saves the order, what would be withou
     "core/flow/sweep.py", "Sweep._look"],
   C: ["sent, outbox not cleared", "It is sent again. The handler finds its step already recorded and only acks.",
     "two labels and two mails for one order.", "core/order/state_machine.py", "outcome_of"],
-  D: ["worked, nothing recorded", "No ack, so it is delivered again. The stock taken was a pending move; the sweep rolls"
-    + " it back.", "a unit is gone that nobody bought.", "core/flow/sweep.py", "Sweep._end_moves"],
+  D: ["worked, nothing recorded", "No ack, so it is delivered again. The stock taken was a pending move; the sweep"
+    + " rolls it back.", "a unit is gone that nobody bought.", "core/flow/sweep.py", "Sweep._end_moves"],
   E: ["recorded, not acked", "It is delivered again. The step is there, so it is acked without work.",
     "the whole step runs twice.", "consumer.py", "Worker.run_step"],
   F: ["copied on, not acked", "The copy is confirmed before the ack, so the message may come twice, never not at all.",
@@ -34,12 +34,11 @@ const CRASHES = { // what went wrong, what saves the order, what would be withou
 };
 const MOMENT = 600, AT_ONCE = 400; // ms a moment is shown; ms without news that are still drawn to scale
 
-const page = { // all that is drawn follows from this
-  key: sessionStorage.getItem("key") || "", denied: false, down: false, looksAgain: 0, offset: 0, placed: 0,
-  orders: [], handlers: STANDARD, delays: [], stock: [], ready: {}, editing: null,
-  chosen: null, order: null, events: [], refused: null, notice: "",
-  moment: null, playing: false, step: null, letter: null, whole: false,
-};
+const FRESH = { chosen: null, order: null, events: [], refused: null, notice: "", // of the order that is looked at
+  moment: null, playing: false, step: null, letter: null };
+const page = { ...FRESH, whole: false, placed: 0, // all that is drawn follows from this
+  key: sessionStorage.getItem("key") || "", denied: false, down: false, looksAgain: 0, offset: 0,
+  orders: [], handlers: STANDARD, delays: [], stock: [], ready: {} };
 
 // --- small tools
 
@@ -47,9 +46,10 @@ const $ = (id) => document.getElementById(id);
 const now = () => Date.now() + page.offset;
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 const causeOf = (line) => line.of ?? line.done ?? line.failed ?? line.parked ?? line.lost; // the event a step took
-const money = (order) => `${order.total} ${order.currency}`;
+const sum = (list) => list.reduce((a, b) => a + b, 0);
 const short = (text, most) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
 const goods = ({ items: [first, ...more] }) => `${first.quantity} × ${first.sku}${more.length ? ", …" : ""}`;
+const silent = ({ seen }) => seen && now() - Date.parse(seen) > 15000; // a consumer reports every 5 s
 const narrow = () => innerWidth < 900;
 const kindOf = (line) => (line.failed ? "retrying" : line.parked ? "parked" : line.event === "order_failed" ? "failed"
   : line.lost || line.event === "order_cancelled" ? "cancelled" : "done");
@@ -133,7 +133,7 @@ async function keep(look, always = false) {
     } catch {
       wait = Math.min(5000, 1000 * 2 ** failures++);
     }
-    if (always) page.looksAgain = Date.now() + wait;
+    if (always) page.looksAgain = now() + wait;
     render();
   }
 }
@@ -157,6 +157,16 @@ async function lookAtHandlers() {
   return 1000;
 }
 
+async function lookAtOrders() {
+  page.orders = (await get("orders?limit=12")).orders;
+  return 1000;
+}
+
+async function lookAtStock() {
+  page.stock = (await get("stock?limit=100")).stock;
+  return 5000;
+}
+
 async function lookAtHealth() {
   page.ready = (await api("readyz")).data;
   page.down = false;
@@ -178,8 +188,7 @@ async function place(body, key = [...crypto.getRandomValues(new Uint8Array(16))]
 }
 
 function choose(id, order = null) {
-  const fresh = { refused: null, notice: "", moment: null, playing: false, step: null, letter: null, events: [] };
-  Object.assign(page, fresh, { chosen: id, order });
+  Object.assign(page, FRESH, { chosen: id, order });
   history.replaceState(null, "", `#order=${id}`);
   render();
 }
@@ -198,152 +207,146 @@ function takersOf(type, order) {
   return page.handlers.filter(({ name, takes }) => takes.includes(type) || took(name)).map(({ name }) => name);
 }
 
-/** [handler, event type] of the steps still asked for; superseded is what its taker is told is over. */
+/** [handler, event type, its newest line] of each step still asked for; none where its taker was told it is over. */
 function unfinished(order) {
-  const announced = order.timeline.map((line) => line.event).filter(Boolean);
+  const { timeline, parked = [] } = order, announced = timeline.map((line) => line.event).filter(Boolean);
   const over = announced.find((type) => ["order_failed", "order_cancelled"].includes(type));
-  return announced.flatMap((type) => takersOf(type, order).map((name) => [name, type])).filter(([name, type]) => {
-    const superseded = over && over !== type && takersOf(over, order).includes(name);
-    return !superseded && !order.timeline.some((line) => line.by === name && causeOf(line) === type && !line.failed);
-  });
+  const told = over ? takersOf(over, order) : [];
+  const steps = announced.flatMap((type) => takersOf(type, order).map((name) => {
+    const lines = timeline.filter((line) => line.by === name && causeOf(line) === type);
+    const settled = parked.includes(name) || (told.includes(name) && over !== type);
+    return !settled && lines.every((line) => line.failed || line.parked) && [name, type, lines.at(-1)];
+  }));
+  return steps.filter(Boolean);
 }
 
-/** The step that is parked or waits for its next try, if there is one. */
+/** The line of the step that is parked, or that waits for its next try; undefined where all is well. */
 function troubleOf(order) {
-  const { parked = [], timeline } = order;
-  if (parked.length) return { kind: "parked", line: timeline.findLast((line) => line.parked && line.by === parked[0]) };
-  const newest = unfinished(order).map(([name, type]) =>
-    timeline.findLast((line) => line.by === name && causeOf(line) === type));
-  const line = newest.find((each) => each?.failed);
-  return line && { kind: "retrying", line };
+  const parked = order.timeline.findLast((line) => line.parked && order.parked?.includes(line.by));
+  return parked ?? unfinished(order).map(([, , line]) => line).find((line) => line?.failed);
 }
 
 /** What happened, moment by moment: how many lines of the timeline, what was sent, where the order was. */
 function momentsOf(order) {
-  const sent = [];
-  const moments = [{ name: "a request", lines: 0, tokens: [["api"]], letter: "A", sent: [],
-    say: "The client sends POST /orders. Nothing is stored yet." }];
-  const add = (moment) => moments.push({ sent: [...sent], outbox: [], ...moment });
+  const sent = [], moments = [];
+  const add = (name, lines, tokens, letter, say, outbox = []) =>
+    moments.push({ name, lines, tokens, letter, say, outbox, sent: [...sent] });
+  add("a request", 0, [["api"]], "A", "The client sends POST /orders. Nothing is stored yet.");
   order.timeline.forEach((line, lines) => {
     const cause = causeOf(line);
     if (cause && !sent.includes(cause)) {
       const names = takersOf(cause, order), all = words(names), at = (where) => names.map((name) => [where, name]);
-      add({ name: "sent to the exchange", lines, outbox: [cause], tokens: [["exchange"]], letter: "C",
-        say: `${cause} goes to the broker. It leaves the outbox once the broker has confirmed it.` });
+      add("sent to the exchange", lines, [["exchange"]], "C",
+        `${cause} goes to the broker, and leaves the outbox once the broker has confirmed it.`, [cause]);
       sent.push(cause);
-      add({ name: `in ${names.length > 1 ? `${names.length} queues` : `${all}'s queue`}`, lines, tokens: at("queue"),
-        letter: "C", say: `The exchange copies ${cause} into the queue of each handler that takes it: ${all}.` });
-      add({ name: `${all} at work`, lines, tokens: at("handler"), letter: "D",
-        say: `Until the work is done nothing is recorded, and the message is not acked: it would come again.` });
+      add(`in ${names.length > 1 ? `${names.length} queues` : `${all}'s queue`}`, lines, at("queue"), "C",
+        `The exchange copies ${cause} into the queue of each handler that takes it: ${all}.`);
+      add(`${all} at work`, lines, at("handler"), "D",
+        "Until the work is done nothing is recorded and the message is not acked: it would come again.");
     }
-    add({ lines: lines + 1, ...wordsOf(line, cause) });
+    const [name, token, letter, say] = wordsOf(line, cause);
+    add(name, lines + 1, [token], letter, say, line.event ? [line.event] : []);
   });
   return moments;
 }
 
-function wordsOf(line, cause) {
-  const { by, event } = line, stored = { name: "one write", outbox: [event], tokens: [["outbox"]] };
-  if (event === "order_created") return { ...stored, letter: "B", say: "The order and the event it owes, order_created,"
-    + " are one document, so one write keeps both or neither. Now the API answers 201." };
-  if (event && by === "api") return { ...stored, letter: "B", say: `The new status and ${event}: both or neither.` };
-  if (event) return { ...stored, letter: "E", say: `${by} is done. Its step and the next event, ${event}, go into the`
-    + " order together: a crash keeps both or neither. Then the message is acked." };
-  if (line.failed) return { name: `try ${line.try} failed`, tokens: [["wait", by]], letter: "F", say: `${line.error}. A copy`
-    + ` of ${cause} waits in ${by}'s retry queue; nobody else waits for it, and what is done does not run again.` };
-  if (line.parked) return { name: "parked", tokens: [["dead", by]], letter: "F", say: `${line.error}, and that was the last`
-    + ` try. The message is kept in ${by}'s dead-letter queue until a person decides.` };
-  if (line.sent) return { name: "sent again", tokens: [["exchange"]], letter: "B", say: `No message would have moved this`
-    + ` order on, so the sweep sent ${line.sent} again.` };
-  if (line.lost) return { name: "too late", tokens: [["order"]], letter: "E", say: `${by} answered ${cause}, but the order`
-    + " had moved on: what it did is undone." };
-  return { name: "one write", tokens: [["order"]], letter: "E", say: `${by} is done, and that is recorded. It announces`
-    + " nothing, so nothing follows." };
+/** What to call a line of the timeline, where the order was then, the crash point to think of, and what to say. */
+function wordsOf({ by, event, error, failed, parked, sent, lost, try: tries }, cause) {
+  if (event === "order_created") return ["one write", ["outbox"], "B",
+    "The order and the event it owes are one document, so one write keeps both or neither. Now the API answers 201."];
+  if (event && by === "api") return ["one write", ["outbox"], "B", `The new status and ${event}: both or neither.`];
+  if (event) return ["one write", ["outbox"], "E", `${by} is done. Its step and the next event, ${event}, go into the`
+    + " order together: a crash keeps both or neither. Then the message is acked."];
+  if (failed) return [`try ${tries} failed`, ["wait", by], "F", `${error}. A copy of ${cause} waits in ${by}'s retry`
+    + " queue. No other order waits for it, and what is done does not run again."];
+  if (parked) return ["parked", ["dead", by], "F", `${error}, and that was the last try. The message is kept in ${by}'s`
+    + " dead-letter queue until a person decides."];
+  if (sent) return ["sent again", ["exchange"], "B", `The sweep sent ${sent} again: no message would have come.`];
+  if (lost) return ["too late", ["order"], "E", `The order had moved on meanwhile, so what ${by} did is undone.`];
+  return ["one write", ["order"], "E", `${by} is done, and that is recorded. It announces nothing.`];
 }
 
 /** What is drawn: a moment of the replay, or how it is now. */
 function sceneOf(order, moment) {
-  if (page.refused) return { code: page.refused.status, lines: [], sent: [], tokens: [["api"]], letter: "A" };
-  if (!order) return { lines: [], sent: [], tokens: [], letter: "B" };
+  const nothing = { lines: [], sent: [], parked: [], outbox: [], tokens: [] };
+  if (page.refused) return { ...nothing, code: page.refused.status, tokens: [["api"]], letter: "A" };
+  if (!order) return { ...nothing, letter: "B" };
   const { timeline, outbox = [], parked = [] } = order;
   if (moment) {
-    const lines = timeline.slice(0, moment.lines);
-    const status = STATUS[lines.findLast((line) => STATUS[line.event])?.event];
-    return { ...moment, code: status && 201, lines, status, parked: [] };
+    const lines = timeline.slice(0, moment.lines), status = STATUS[lines.findLast((line) => STATUS[line.event])?.event];
+    return { ...nothing, ...moment, lines, status, code: status && 201 };
   }
   const sent = timeline.map((line) => line.event).filter((type) => type && !outbox.includes(type));
-  const queued = unfinished(order).filter(([, type]) => sent.includes(type)).map(([name, type]) => {
-    const newest = timeline.findLast((line) => line.by === name && causeOf(line) === type);
-    return [newest?.failed && Date.parse(newest.next) > now() ? "wait" : "queue", name];
-  });
-  const tokens = outbox.length ? [["outbox"]] : [...parked.map((name) => ["dead", name]), ...queued];
-  const fanned = sent.some((type) => takersOf(type, order).length > 1);
-  const letter = troubleOf(order) ? "F" : fanned ? "C" : "B";
+  const tokens = [...parked.map((name) => ["dead", name]), ...unfinished(order).map(([name, , line]) =>
+    [line?.failed && Date.parse(line.next) > now() ? "wait" : "queue", name])];
+  const letter = troubleOf(order) ? "F" : sent.some((type) => takersOf(type, order).length > 1) ? "C" : "B";
   return { code: 201, lines: timeline, sent, outbox, parked, status: order.status, letter,
-    tokens: tokens.length ? tokens : [["order"]] };
+    tokens: outbox.length ? [["outbox"]] : tokens.length ? tokens : [["order"]] };
 }
 
-/** Headline and paragraph: {kind, title, text, timer}. */
+/** [icon, headline, paragraph, countdown] */
 function storyOf(order, moment, moments) {
-  const left = (ms) => `in ${Math.max(0, Math.ceil((ms - now()) / 1000))} s`;
-  if (page.denied) return { kind: "refused", title: page.key ? "This key is not known" : "Which key?",
-    text: "Paste an API key into the field above. `make run` prints a link that brings it along." };
-  if (page.down) return { kind: "refused", title: "The API does not answer", text: "What was answered 201 is stored.",
-    timer: `Trying again ${left(page.looksAgain + page.offset)}.` };
-  if (page.refused) {
-    const { status, title, detail, errors = [] } = page.refused, n = errors.length;
-    const why = errors.map(({ pointer, message }) => `${pointer} ${message}. `).join("") || `${detail ?? ""}. `;
-    return { kind: "refused", text: `${why}Nothing was stored, so nothing was sent.`,
-      title: n ? `Refused: ${n === 1 ? "one fault" : `${n} faults`} in the body` : `Refused: ${status} ${title}` };
-  }
-  if (!order) return { kind: "pending", title: page.chosen ? "One moment" : "No order yet", text: "Press Good order. Its way"
-    + " is drawn here as it goes: stored, announced, queued, handled, answered, and what happens when a step fails." };
-  const { status, timeline, outbox } = order, last = timeline.at(-1), took = Date.parse(last.at) - Date.parse(order.createdAt);
-  if (moment) {
-    const gaps = timeline.slice(1).map((line, i) => Date.parse(line.at) - Date.parse(timeline[i].at));
-    const burst = gaps.filter((gap) => gap <= AT_ONCE).reduce((a, b) => a + b, 0), slower = (moments.length * MOMENT) / (burst || 1);
-    const digits = 10 ** Math.floor(Math.log10(slower)), pace = slower > 2 ? `about ${Math.round(slower / digits) * digits} times slower than it was` : "without its waits";
-    return { kind: "pending", title: `Replay, moment ${page.moment + 1} of ${moments.length}: ${moment.name}`,
-      text: `${moment.say} Shown ${pace}.` };
-  }
-  const trouble = troubleOf(order), first = status === "pending" ? "" : `${status[0].toUpperCase()}${status.slice(1)}, but `;
-  if (trouble?.kind === "parked") {
-    const { by, try: tries } = trouble.line ?? { by: order.parked[0], try: "several" };
-    return { kind: "parked", title: first ? `${first}${by} is parked` : `Parked: ${by} failed ${times(tries)}`,
-      text: `Nothing is lost: the message lies in ${by}'s dead-letter queue, and the order knows it. Mend the handler, then`
-        + ` press Redrive (the same as python consumer.py redrive ${by}).` };
-  }
-  if (trouble) {
-    const { by, try: tries, error, where, next } = trouble.line, due = Date.parse(next);
-    const which = `Try ${tries + 1}${page.delays.length ? ` of ${page.delays.length + 1}` : ""}`;
-    return { kind: "retrying", title: first ? `${first}${by} failed ${times(tries)}` : `Retrying: ${by} failed ${times(tries)}`,
-      text: `${error}${where ? ` at ${where}` : ""}. What is done does not run again, and no other order waits for this one.`,
-      timer: due > now() ? `${which} is due ${left(due)}.` : `${which} is due now.` };
-  }
-  if (outbox && page.ready.broker === "down") return { kind: "pending", title: "Accepted, and safe without the broker",
-    text: "The API answered 201 although the broker is away. The event waits in the outbox, on disk with the order, and goes"
-      + " out when the broker is back." };
-  const [name, type] = unfinished(order)[0] ?? [];
-  if ((name || status === "pending") && now() - Date.parse(last.at) > 5000) return { kind: "pending",
-    title: `${first || "Waiting: "}nobody takes ${name ? `${name}'s` : "its"} queue`, text: `${type ?? last.event} waits, and`
-      + " nothing is lost meanwhile. Is a consumer running? (python consumer.py)" };
-  if (status === "pending") return { kind: "pending", title: "Under way",
-    text: name ? `${name} has been asked: ${type} is in its queue.` : `${last.by} has announced ${last.event}.` };
-  if (status === "processed") return { kind: status, title: `Processed in ${span(took)}`, text: "No handler calls another."
-    + " Each writes its step and the next event into the order, in one write; the broker carries the event on." };
-  const told = words(takersOf(`order_${status}`, order)) || "every handler that takes it";
-  const failer = timeline.findLast((line) => line.event === "order_failed")?.by ?? "a handler";
-  const undone = `order_${status} went to ${told} at once: stock is given back, the label void, the customer told.`;
-  if (status === "failed") return { kind: status, title: `Failed: ${(order.failureReason ?? "").replaceAll("_", " ")}`,
-    text: `Not an error but an answer, given by ${failer} for ${goods(order)}. The event ${undone}` };
-  return { kind: status, title: `Cancelled after ${span(Date.parse(order.updatedAt) - Date.parse(order.createdAt))}`,
-    text: undone[0].toUpperCase() + undone.slice(1) };
+  const left = (time) => `in ${Math.max(0, Math.ceil((time - now()) / 1000))} s`;
+  if (page.denied) return ["refused", page.key ? "This key is not known" : "Which key?",
+    "Paste an API key into the field above. `make run` prints a link that brings it along."];
+  if (page.down) return ["refused", "The API does not answer", "What was answered 201 is stored.",
+    `Trying again ${left(page.looksAgain)}.`];
+  if (page.refused) return refusal(page.refused);
+  if (!order) return ["pending",
+    page.chosen ? "One moment" : page.orders.length ? "Choose an order, or place one" : "No order yet",
+    "Press Good order. Its way is drawn here as it goes: stored, announced, queued, handled, answered, and what happens"
+    + " when a step fails."];
+  if (moment) return ["pending", `Replay, moment ${page.moment + 1} of ${moments.length}: ${moment.name}`,
+    `${moment.say} Shown ${paceOf(order, moments)}.`];
+
+  const { status, timeline, outbox, createdAt } = order, last = timeline.at(-1), trouble = troubleOf(order);
+  const but = status === "pending" ? "" : `${status[0].toUpperCase()}${status.slice(1)}, but `;
+  const [name, type = last.event] = unfinished(order)[0] ?? [];
+  if (trouble?.parked) return ["parked", `${but || "Parked: "}${trouble.by} failed ${times(trouble.try)}`,
+    `Nothing is lost: the message lies in ${trouble.by}'s dead-letter queue, and the order knows it. Mend the handler,`
+    + ` then press Redrive (on a terminal: python consumer.py redrive ${trouble.by}).`];
+  if (trouble) return ["retrying", `${but || "Retrying: "}${trouble.by} failed ${times(trouble.try)}`,
+    `${trouble.error}${trouble.where ? ` at ${trouble.where}` : ""}. What is done does not run again, and no other`
+    + " order waits for this one.",
+    `Try ${trouble.try + 1} of ${page.delays.length + 1} is due ${left(Date.parse(trouble.next))}.`];
+  if (outbox && page.ready.broker === "down") return ["pending", `${but || "Accepted, and "}safe without the broker`,
+    "The API answered 201 although the broker is away. The event waits in the outbox, on disk with the order, and goes"
+    + " out when the broker is back."];
+  if ((name || !but) && now() - Date.parse(last.at) > 5000) return ["pending",
+    `${but || "Waiting: "}nobody takes ${name ? `${name}'s` : "its"} queue`,
+    `${type} waits, and nothing is lost meanwhile. Is a consumer running? (python consumer.py)`];
+  if (!but) return ["pending", "Under way",
+    name ? `${name} has been asked: ${type} is in its queue.` : `${last.by} has announced ${last.event}.`];
+  const took = (time) => span(Date.parse(time) - Date.parse(createdAt));
+  if (status === "processed") return [status, `Processed in ${took(last.at)}`,
+    "No handler calls another. Each writes its step and the next event into the order, in one write; the broker carries"
+    + " the event on."];
+  const over = `order_${status}`, told = words(takersOf(over, order));
+  const undone = `${over} went to ${told} at once: stock is given back, the label void, the customer told.`;
+  if (status === "cancelled") return [status, `Cancelled after ${took(order.updatedAt)}`, `The event ${undone}`];
+  const failer = timeline.find((line) => line.event === "order_failed")?.by;
+  return [status, `Failed: ${order.failureReason?.replaceAll("_", " ")}`,
+    `Not an error but an answer, given by ${failer} for ${goods(order)}. The event ${undone}`];
+}
+
+function refusal({ status, title, detail, errors = [] }) {
+  const faults = errors.map(({ pointer, message }) => `${pointer} ${message}. `), n = faults.length;
+  const what = n ? `${n === 1 ? "one fault" : `${n} faults`} in the body` : `${status} ${title}`;
+  return ["refused", `Refused: ${what}`,
+    `${n ? faults.join("") : `${detail}. `}Nothing was stored, so nothing was sent.`];
+}
+
+function paceOf({ timeline }, moments) {
+  const gaps = timeline.slice(1).map((line, i) => Date.parse(line.at) - Date.parse(timeline[i].at));
+  const slower = (moments.length * MOMENT) / (sum(gaps.filter((gap) => gap <= AT_ONCE)) || 1);
+  return slower > 2 ? `about ${Number(slower.toPrecision(1))} times slower than it was` : "without its waits";
 }
 
 // --- the picture: the map on the left, and each handler's row runs on in time to the right (below it, where narrow)
 
 const WIDE = { width: 1060, height: 296, api: [16, 120, 82, 62], doc: [133, 76, 167, 151], exchange: [366, 151, 24],
-  trunk: 414, queue: 425, handler: [477, 97], pitch: 66, first: 85, lane: [611, 931], drop: 0, dead: [962, 82], none: "none",
-  A: 115, B: 321, C: [402, 151], E: 557, F: 947 };
+  trunk: 414, queue: 425, handler: [477, 97], pitch: 66, first: 85, lane: [611, 931], drop: 0, dead: [962, 82],
+  none: "none", A: 115, B: 321, C: [402, 151], E: 557, F: 947 };
 const NARROW = { width: 332, height: 494, api: [10, 58, 62, 56], doc: [93, 20, 145, 132], exchange: [286, 86, 23],
   trunk: 16, queue: 28, handler: [75, 92], pitch: 96, first: 194, lane: [24, 306], drop: 42, dead: [222, 92],
   none: "no dead letter", A: 82, B: 250, C: [286, 140], E: 40, F: 190 };
@@ -366,10 +369,11 @@ function penOf(root) {
   };
 }
 
-function draw(scene, order, label) {
+function draw(scene, order, chosen, label) {
   const { handlers } = page, at = narrow() ? NARROW : WIDE, wide = at === WIDE;
   const more = Math.max(0, handlers.length - 3) * at.pitch, height = at.height + more, down = wide ? more / 2 : 0;
-  const root = svg("svg", { viewBox: `0 0 ${at.width} ${height}`, role: "img", "aria-label": label }), pen = penOf(root);
+  const root = svg("svg", { viewBox: `0 0 ${at.width} ${height}`, role: "img", "aria-label": label });
+  const pen = penOf(root);
   const rows = Object.fromEntries(handlers.map(({ name }, i) => [name, at.first + i * at.pitch]));
   const asked = (name) => scene.sent.some((type) => takersOf(type, order).includes(name));
   if (wide) HEADS.forEach(([x, title, sub, end = ""]) => {
@@ -387,7 +391,7 @@ function draw(scene, order, label) {
     D: [at.handler[0] + at.handler[1], at.first - 17], E: [at.E, height - 20],
     F: [at.F, rows[failing] ?? at.first + at.pitch] };
   for (const [name, [x, y]] of Object.entries(letters)) {
-    pen.put("g", { class: `letter ${name === (page.letter ?? scene.letter) ? "on" : ""}`, "data-letter": name },
+    pen.put("g", { class: `letter ${name === chosen ? "on" : ""}`, "data-letter": name },
       svg("circle", { cx: x, cy: y, r: 8.5 }), svg("text", { x, y: y + 4 }, name));
   }
   for (const [where, name] of scene.tokens) {
@@ -416,20 +420,21 @@ function drawStore({ line, text, box, mark, put, spot }, { api, doc, exchange },
   spot("order", x + width - 23, y + 40);
   spot("outbox", x + width - 23, fold + 18);
   spot("exchange", ex + radius - 3, mid - radius + 3);
+  const outbox = words(scene.outbox), parked = words(scene.parked);
   if (stored) {
-    const outbox = words(scene.outbox), parked = words(scene.parked);
     line(`M${x + width - 20},${y}v20h20`, "box sheet");
     text(x + 13, y + 22, `order ${order.id.slice(-6)}`, "mono");
     mark(scene.status, x + 21, y + 39);
     text(x + 36, y + 44, scene.status, "big");
-    text(x + 13, y + 67, short(parked ? `parked: ${parked}` : `${goods(order)}, ${money(order)}`, 22), parked ? "b bad" : "dim");
+    const what = parked ? `parked: ${parked}` : `${goods(order)}, ${order.total} ${order.currency}`;
+    text(x + 13, y + 67, short(what, 22), parked ? "b bad" : "dim");
     text(x + 13, fold + 21, "outbox", "mono");
     text(x + 13, fold + 41, outbox ? short(outbox, 20) : "empty, all sent", outbox ? "mono" : "dim");
   } else {
     text(x + width / 2, y + height * 0.34, scene.code ? "nothing stored" : "the order", "dim mid");
     text(x + width / 2, y + height * 0.8, scene.code ? "" : "its events to send", "dim mid");
   }
-  const away = page.ready.broker === "down" && (!order || scene.outbox?.length > 0);
+  const away = page.ready.broker === "down" && (!order || outbox);
   put("circle", { cx: ex, cy: mid, r: radius, class: `box ${away ? "gone" : ""}` });
   text(ex, mid + 4, away ? "away" : "orders", "mono mid");
 }
@@ -446,12 +451,12 @@ function drawQueues({ line, text, box, spot }, at, down, low, rows, scene, asked
     if (wide && answered(name) === on) line(`M${x + width},${y}H590V${low}H${foot}V${bottom}`, on ? "way" : "open");
   }
   if (wide) line(`M${foot - 5},${bottom + 8}l5,-9l5,9z`, `arrow ${Object.keys(rows).some(answered) ? "on" : ""}`);
-  text(wide ? foot + 12 : 60, wide ? low - 6 : low + 4, `the answer comes back: again one write`, "dim");
-  for (const { name, waiting, seen } of page.handlers) {
-    const y = rows[name], gone = seen && now() - Date.parse(seen) > 15000;
+  text(wide ? foot + 12 : 60, wide ? low - 6 : low + 4, "the answer comes back: again one write", "dim");
+  for (const handler of page.handlers) {
+    const { name, waiting } = handler, y = rows[name], gone = silent(handler);
     box(at.queue, y - 13, 41, 27);
     line(`M${at.queue + 14},${y - 13}v27m13,0v-27`, "box");
-    text(at.queue + 20, y + 27, waiting > 0 ? `${waiting} wait` : "", "dim mid");
+    text(at.queue + 20, y + 5, waiting || "", "b mid");
     box(x, y - 18, width, 37, gone ? "gone" : asked(name) ? "on" : "");
     text(x + width / 2, y + (gone ? -1 : 5), short(name, 13), "name mid");
     text(x + width / 2, y + 13, gone ? "no consumer" : "", "bad mid");
@@ -478,19 +483,22 @@ function drawTimes(pen, at, low, rows, scene, order, asked) {
   const [left, right] = at.lane, { line, text } = pen;
   const { bars, waits } = order ? piecesOf(order) : { bars: [], waits: [] };
   const trouble = order && troubleOf(order), live = scene.lines.length === order?.timeline.length;
-  const planned = trouble?.kind === "retrying" ? page.delays.slice(trouble.line.try) : [];
-  const axis = axisOf(bars, waits, right - left - 50, planned), place = (time) => left + axis.place(time);
+  const planned = live && trouble?.failed ? page.delays.slice(trouble.try) : [];
+  const axis = axisOf(bars, waits, right - left - (planned.length ? 12 : 50), planned);
+  const place = (time) => left + axis.place(time);
   for (const [name, row] of Object.entries(rows)) {
     const y = row + at.drop, mine = bars.filter((bar) => bar.by === name && bar.step < scene.lines.length);
     line(`M${left},${y}H${right}`, "lane");
     if (order && !mine.length) text(left + 2, y + 4, asked(name) ? "in the queue" : "not asked yet", "dim halo");
     for (const { from, to, kind, step, first, cause } of mine) {
-      const announcer = scene.lines.find((each) => each.event === cause)?.by, x = place(from);
-      if (first && rows[announcer] && announcer !== name) line(`M${x},${rows[announcer] + at.drop + 9}V${y}`, "link-line");
-      pen.put("rect", { x, y: y - 9, width: Math.max(1, place(to) - x), height: 18, rx: 2, class: `bar ${kind}`, "data-step": step });
+      const above = rows[scene.lines.find((each) => each.event === cause)?.by], x = place(from);
+      if (first && above && above !== row) line(`M${x},${above + at.drop + 9}V${y}`, "link-line");
+      const width = Math.max(1, place(to) - x);
+      pen.put("rect", { x, y: y - 9, width, height: 18, rx: 2, class: `bar ${kind}`, "data-step": step });
     }
-    for (const wait of waits.filter((each) => mine.some(({ step }) => step === each.step))) drawWait(pen, wait, place, y, name);
-    if (live && trouble?.line?.by === name) planned.forEach((seconds, i) => {
+    const drawn = mine.map(({ step }) => step);
+    for (const wait of waits.filter(({ step }) => drawn.includes(step))) drawWait(pen, wait, place, y, name);
+    if (trouble?.by === name) planned.forEach((seconds, i) => {
       const x = left + axis.after(i), until = left + axis.after(i + 1);
       for (const each of i + 1 < planned.length ? [x] : [x, until]) pen.mark("planned", each, y);
       line(`M${x + 9},${y - 9}H${until - 9}v18H${x + 9}z`, "plan");
@@ -498,13 +506,14 @@ function drawTimes(pen, at, low, rows, scene, order, asked) {
     });
     let edge = -Infinity; // to the left of it there is text already
     mine.forEach(({ from, to, kind, step, label, tries }, i) => {
-      const x = place(from), end = place(to), limit = mine[i + 1] ? place(mine[i + 1].from) : right + (label === "done" ? 30 : 5);
+      const x = place(from), end = place(to), room = 14 + 7.3 * label.length;
+      const limit = mine[i + 1] ? place(mine[i + 1].from) : right + (label === "done" ? 30 : 5);
       pen.mark(kind, end, y, 16, { "data-step": step });
       const below = tries ? end - 12 : x + 2, words = tries ? `try ${tries}` : span(to - from);
       if (below > edge) text(below, y + 25, words, "dim");
       if (below > edge) edge = below + 7.5 * words.length;
-      const beside = end + 14 + 7.3 * label.length < limit;
-      text(beside ? end + 14 : Math.min(x + 2, right - 7.3 * label.length), beside ? y + 4 : y - 14, label, "mono halo");
+      if (end + room < limit) text(end + 14, y + 4, label, "mono halo");
+      else text(Math.min(x + 2, right + 14 - room), y - 14, label, "mono halo");
     });
   }
   if (!order) return;
@@ -515,7 +524,8 @@ function drawTimes(pen, at, low, rows, scene, order, asked) {
 function drawWait({ put, text, spot }, { from, to }, place, y, name) {
   const x = place(from), width = place(to) - x, seconds = Math.ceil((to - now()) / 1000);
   for (const look of ["bar retrying", "hatch"]) put("rect", { x, y: y - 9, width, height: 18, class: look });
-  text(x + width / 2, seconds > 0 ? y - 14 : y + 4, seconds > 0 ? `next try in ${seconds} s` : span(to - from), "b mid halo");
+  if (seconds > 0) text(x + width / 2, y - 14, `next try in ${seconds} s`, "b mid halo");
+  else text(x + width / 2, y + 4, span(to - from), "b mid halo");
   spot(`wait ${name}`, x + width / 2, y);
 }
 
@@ -537,8 +547,8 @@ function piecesOf(order) {
 /** Where a time stands: to scale within a burst; what is longer than AT_ONCE is a little longer per doubling. */
 function axisOf(bars, waits, room, planned) {
   const stops = [...new Set([...bars, ...waits].flatMap(({ from, to }) => [from, to]))].sort((a, b) => a - b);
-  const gaps = stops.slice(1).map((stop, i) => stop - stops[i]), sum = (list) => list.reduce((a, b) => a + b, 0);
-  const cut = (ms) => 40 + 8 * Math.log2(Math.max(1, ms / 1000));
+  const gaps = stops.slice(1).map((stop, i) => stop - stops[i]);
+  const cut = (ms) => 36 + 6 * Math.log2(Math.max(1, ms / 1000));
   const cuts = sum(gaps.filter((gap) => gap > AT_ONCE).map(cut)) + sum(planned.map((seconds) => cut(seconds * 1000)));
   const shrink = Math.min(1, (room * 0.8) / (cuts || 1)), burst = sum(gaps.filter((gap) => gap <= AT_ONCE));
   const perMs = Math.min(18, (room - cuts * shrink) / (burst || 1));
@@ -552,119 +562,118 @@ function axisOf(bars, waits, room, planned) {
 // --- showing it all
 
 function render() {
-  const { order, orders, ready, down, refused } = page;
-  const moments = order && !refused ? momentsOf(order) : [];
+  const { order, ready, down, refused } = page, moments = order && !refused ? momentsOf(order) : [];
   if (page.moment >= moments.length) Object.assign(page, { moment: null, playing: false });
-  const moment = page.moment === null ? null : moments[page.moment], scene = sceneOf(order, moment);
-  const { kind, title, text, timer = "" } = storyOf(order, moment, moments);
+  const moment = moments[page.moment ?? -1], scene = sceneOf(order, moment);
+  const [kind, title, text, timer = ""] = storyOf(order, moment, moments), letter = page.letter ?? scene.letter;
 
-  fill($("headline"), [[kind], title], (item) => (item[0] === kind ? icon(kind) : html("span", {}, title)));
+  fill($("headline"), [{ kind }, { title }], (item) => (item.kind ? icon(kind) : html("span", {}, title)));
   $("text").setAttribute("aria-live", page.playing ? "off" : "polite");
   if ($("text").textContent !== (page.notice || text)) $("text").textContent = page.notice || text;
   $("timer").textContent = timer;
-  $("cancel").hidden = order?.status !== "pending" || Boolean(refused || moment);
-  $("redrive").hidden = !order?.parked || Boolean(refused || moment);
-  for (const [id, off] of [["back", page.moment === 0], ["on", !moment], ["replay", false]]) {
-    $(id).setAttribute("aria-disabled", !moments.length || off);
-  }
+  $("cancel").hidden = order?.status !== "pending" || Boolean(moment);
+  $("redrive").hidden = !order?.parked || Boolean(moment);
   $("replay").textContent = page.playing ? "Pause" : "Replay slowly";
-
-  const state = (name, up) => [up ? "done" : "parked", `${name} ${up ? "up" : name === "broker" ? "away" : "down"}`];
-  const health = down ? [state("API", false)] : [state("API", true), state("store", ready.store !== "down"), state("broker", ready.broker !== "down")];
-  fill($("health"), health, ([look, words]) => html("li", {}, icon(look), ` ${words}`));
+  $("replay").setAttribute("aria-disabled", !moments.length);
+  $("back").setAttribute("aria-disabled", !moments.length || page.moment === 0);
+  $("on").setAttribute("aria-disabled", !moment);
   $("key").hidden = !page.denied;
 
-  fill($("orders"), orders.length ? orders.slice(0, 10).map(rowOf) : [null], orderRow);
-  fill($("stock"), page.stock.map(({ sku, available }) => [sku, page.editing === sku ? null : available]), stockChip);
+  const health = [["API", !down], ["store", ready.store !== "down"], ["broker", ready.broker !== "down"]];
+  fill($("health"), health.slice(0, down ? 1 : 3), ([name, up]) => html("li", {},
+    icon(up ? "done" : "parked"), ` ${name} `, html("span", { class: up ? "wide" : "" }, up ? "up" : "away")));
+  fill($("orders"), page.orders.length ? page.orders.slice(0, 10).map(rowOf) : [null], orderRow);
+  if (!$("stock").contains(document.activeElement)) fill($("stock"), page.stock, stockField);
 
-  const latest = scene.lines.findLastIndex((each) => each.id || (moment || troubleOf(order) ? each === scene.lines.at(-1) : false));
-  const chosen = Math.min(page.step ?? latest, scene.lines.length - 1), line = scene.lines[chosen];
-  const shown = scene.lines.map((each, i) => [each, i, i === chosen && !page.whole, order.createdAt]);
-  fill($("steps"), shown.length ? shown : [null], stepRow);
-  showJson(order, line);
-  fill($("letters"), Object.keys(CRASHES).map((name) => [name, name === (page.letter ?? scene.letter)]), ([name, on]) =>
-    html("button", { type: "button", "data-key": name, "data-letter": name, "aria-pressed": on, "aria-label": `${name}: ${CRASHES[name][0]}` }, name));
-  fill($("crash"), [page.letter ?? scene.letter], crashText);
-  const seconds = Math.floor(now() / 1000); // a picture that counts down is drawn each second
-  fill($("picture"), [[scene, page.letter, narrow(), order?.id, order?.timeline.length, ready.broker,
-    page.handlers, scene.tokens.some(([where]) => where === "wait") && seconds]], () => draw(scene, order, `An order's way, from API to dead letters. ${title}`));
-  for (const node of document.querySelectorAll("[data-at]")) node.textContent = span(Math.max(1000, now() - Date.parse(node.dataset.at))).replace(/\.\d/, "");
+  const settled = scene.lines.findLastIndex((line) => line.id), latest = scene.lines.length - 1;
+  const chosen = Math.min(page.step ?? (moment || (order && troubleOf(order)) ? latest : settled), latest);
+  const steps = scene.lines.map((line, i) => [line, i, i === chosen && !page.whole, order.createdAt]);
+  fill($("steps"), steps.length ? steps : [null], stepRow);
+  showJson(order, scene.lines[chosen]);
+  fill($("letters"), Object.keys(CRASHES).map((name) => [name, name === letter]), ([name, on]) => html("button", {
+    type: "button", "data-key": name, "data-letter": name, "aria-pressed": on,
+    "aria-label": `${name}: ${CRASHES[name][0]}` }, name));
+  fill($("crash"), [letter], crashText);
+  const counting = scene.tokens.some(([where]) => where === "wait") && Math.floor(now() / 1000);
+  const shown = [scene, title, letter, narrow(), ready.broker, page.handlers, page.handlers.map(silent), counting];
+  fill($("picture"), [shown], () => draw(scene, order, letter, `An order's way, from API to dead letters. ${title}`));
+  for (const node of document.querySelectorAll("[data-at]")) {
+    node.textContent = span(Math.max(1000, now() - Date.parse(node.dataset.at))).replace(/\.\d/, "");
+  }
 }
 
 function rowOf(order) {
-  const trouble = troubleOf(order)?.kind, { id, status, createdAt, customerId } = order;
-  const word = [status === "pending" ? trouble ?? status : status, status !== "pending" && trouble].filter(Boolean).join(", ");
-  return [id, word.split(", ")[0], goods(order), customerId, word, createdAt, id === page.chosen];
+  const { id, status, createdAt, customerId } = order, trouble = troubleOf(order), bad = trouble && kindOf(trouble);
+  const states = [status !== "pending" || !bad ? status : "", bad].filter(Boolean);
+  return [id, states, goods(order), customerId, createdAt, id === page.chosen];
 }
 
 function orderRow(row) {
   if (!row) return html("li", { class: "dim" }, "None yet.");
-  const [id, kind, what, who, word, at, chosen] = row;
-  return html("li", {}, html("button", { type: "button", "data-key": id, "aria-current": chosen, click: () => choose(id) },
-    icon(kind), html("span", { class: "who" }, what, " ", html("small", { class: "dim" }, who)),
-    html("small", { class: word === "processed" ? "hidden" : "" }, word), html("small", { class: "age", "data-at": at })));
+  const [id, states, what, who, at, chosen] = row, state = states.join(", ");
+  const about = { type: "button", "data-key": id, "aria-current": chosen, click: () => choose(id) };
+  return html("li", {}, html("button", about, icon(states[0]),
+    html("span", { class: "who" }, what, " ", html("small", { class: "dim" }, who)),
+    html("small", { class: state === "processed" ? "hidden" : "" }, state),
+    html("small", { class: "age", "data-at": at })));
 }
 
-function stepRow(item) {
-  if (!item) return html("li", { class: "dim" }, page.refused ? "None: the order does not exist." : "None yet.");
-  const [line, step, chosen, start] = item, { by, event, error, sent, lost } = line;
+function stepRow(row) {
+  if (!row) return html("li", { class: "dim" }, page.refused ? "None: the order does not exist." : "None yet.");
+  const [line, step, chosen, start] = row, { by, event, error, sent, lost } = line;
   const what = event ?? (error ? `try ${line.try}, ${error}` : sent ? `sent ${sent}` : lost ? "too late" : "done");
-  return html("li", {}, html("button", { type: "button", "data-key": step, "data-step": step, "aria-pressed": chosen }, icon(kindOf(line)), html("b", {}, by),
-    html("span", { class: event ? "mono" : "" }, what), html("span", { class: "mono dim" }, span(Date.parse(line.at) - Date.parse(start)))));
+  return html("li", {}, html("button", { type: "button", "data-key": step, "data-step": step, "aria-pressed": chosen },
+    icon(kindOf(line)), html("b", {}, by), html("span", { class: event ? "mono" : "" }, what),
+    html("span", { class: "mono dim" }, span(Date.parse(line.at) - Date.parse(start)))));
 }
 
 function showJson(order, line) {
-  const event = line?.id && page.events.find((each) => each.id === line.id), { refused } = page;
-  const curl = [`curl ${new URL("orders", document.baseURI)} \\`, ` -H "Authorization: Bearer ${page.key === "demo-key" ? page.key : "$KEY"}" \\`,
-    ' -H "Content-Type: application/json" \\', ` -d '{"customerId": "ada", "items": [{"sku": "A1", "quantity": 2, "price": 19.99}]}'`];
-  const [title, value] = refused ? [`The answer, ${refused.status}`, refused] : !order || !line ? ["The same from a terminal"]
-    : page.whole ? ["The order", order] : event ? [`The event ${event.type}`, event] : ["The line in the order's timeline", line];
+  const { refused, whole } = page, event = line?.id && page.events.find((each) => each.id === line.id);
+  const curl = [`curl ${new URL("orders", document.baseURI)} \\`,
+    ` -H "Authorization: Bearer ${page.key === "demo-key" ? page.key : "$KEY"}" \\`,
+    ' -H "Content-Type: application/json" \\', ` -d '${JSON.stringify({ customerId: "ada", ...EXAMPLES.good })}'`];
+  const [title, value] = refused ? [`The answer, ${refused.status}`, refused] : !line ? ["The same from a terminal"]
+    : whole ? ["The order", order] : event ? [`The event ${event.type}`, event] : ["Its line in the timeline", line];
   $("json-title").textContent = title;
-  $("whole").hidden = !value || Boolean(refused);
-  $("whole").setAttribute("aria-pressed", page.whole);
-  fill($("json"), value ? jsonLines(value) : curl.map((text) => ({ key: "", text })), ({ key, text }) =>
-    html("div", {}, html("span", { class: "dim" }, key), text));
+  $("whole").hidden = !line;
+  $("whole").setAttribute("aria-pressed", whole);
+  fill($("json"), value ? jsonLines(value) : curl.map((text) => ({ key: "", text })),
+    ({ key, text }) => html("div", {}, html("span", { class: "dim" }, key), text));
 }
 
-function crashText(name) {
-  const [title, saved, without, file, function_] = CRASHES[name];
-  return html("div", {}, html("p", {}, html("b", {}, `${name}: ${title}. `), saved), html("p", {}, html("b", {}, "Without it: "), without),
-    html("p", {}, html("b", {}, "Read "), html("code", {}, `${file} ${function_}`)));
+function crashText(letter) {
+  const [title, saved, without, file, name] = CRASHES[letter];
+  return html("div", {}, html("p", {}, html("b", {}, `${letter}: ${title}. `), saved),
+    html("p", {}, html("b", {}, "Without it: "), without),
+    html("p", {}, html("b", {}, "Read "), html("code", {}, `${file} ${name}`)));
 }
 
-function stockChip([sku, available], i) {
-  if (available !== null) return html("li", {}, html("button", { type: "button", "data-key": sku, "aria-label": `${sku}: ${available}, press to set`,
-    click: () => { page.editing = sku; render(); $("stock").querySelector("input").focus(); } }, html("b", {}, sku), ` ${available}`));
-  const leave = () => { page.editing = null; render(); $("stock").querySelector(`[data-key="${sku}"]`)?.focus(); };
-  const save = async (field) => {
-    const { status, data } = await api(`stock/${sku}`, "PUT", JSON.stringify({ available: Number(field.value) }));
-    if (status < 300) page.stock[i] = data;
-    else page.notice = data.errors?.[0].message ?? data.detail;
-    leave();
+function stockField({ sku, available }) {
+  const set = async ({ target }) => {
+    const { status, data } = await api(`stock/${sku}`, "PUT", JSON.stringify({ available: Number(target.value) }));
+    page.notice = status < 300 ? "" : data.errors?.[0].message ?? data.detail;
+    render();
   };
-  return html("li", {}, html("input", { type: "number", min: 0, value: page.stock[i].available, "aria-label": `${sku}, Enter sets it, Escape leaves it`,
-    keydown: (event) => (event.key === "Enter" ? save(event.target) : event.key === "Escape" && leave()) }));
+  const field = html("input", { type: "number", min: 0, value: available, "data-key": sku, change: set });
+  return html("li", {}, html("label", {}, html("b", {}, sku), " ", field));
 }
 
 // --- what a person does
 
 function step(by) {
-  const count = page.order && !page.refused ? momentsOf(page.order).length : 0;
+  const count = page.order ? momentsOf(page.order).length : 0;
   if (!count || (page.moment === null && by > 0)) return;
-  Object.assign(page, { playing: false, step: null, letter: null, moment: Math.max(0, (page.moment ?? count - 1) + by) });
-  render();
+  Object.assign(page, { playing: false, step: null, letter: null, moment: Math.max(0, (page.moment ?? count) + by) });
 }
 
 function play() {
-  if (!page.order || page.refused) return;
-  Object.assign(page, { playing: !page.playing, step: null, letter: null, moment: page.moment ?? 0 });
-  render();
+  if (page.order) Object.assign(page, { playing: !page.playing, step: null, letter: null, moment: page.moment ?? 0 });
 }
 
 async function sendExample(name) {
-  const body = { customerId: CUSTOMERS[page.placed++ % CUSTOMERS.length], ...EXAMPLES[name] };
-  const { status, data } = await place(JSON.stringify(body));
-  if (status !== 201) Object.assign(page, { refused: data, chosen: null, order: null, moment: null, playing: false, letter: null, notice: "" });
+  const customerId = CUSTOMERS[page.placed++ % CUSTOMERS.length];
+  const { status, data } = await place(JSON.stringify({ customerId, ...EXAMPLES[name] }));
+  if (status !== 201) Object.assign(page, FRESH, { refused: data });
   render();
   $("headline").focus();
 }
@@ -672,15 +681,17 @@ async function sendExample(name) {
 async function sendOwn() {
   const { status, data } = await place($("body").value);
   if (status === 201) return $("dialog").close();
-  const faults = data.errors ?? [{ pointer: "", message: data.detail ?? data.title }];
-  const lines = data.errors ? jsonLines(JSON.parse($("body").value)) : []; // written line by line, so that a fault has a line
-  if (lines.length) $("body").value = lines.map(({ key, text }) => key + text).join("\n");
-  fill($("faults"), faults, ({ pointer, message }) => {
-    let at = -1, place = pointer; // where the field is missing, the line of what should have it
-    while (lines.length && (at = lines.findIndex((each) => each.pointer === place)) < 0) place = place.replace(/\/[^/]*$/, "");
-    const start = lines.slice(0, at).reduce((sum, { key, text }) => sum + key.length + text.length + 1, 0);
-    const select = () => { $("body").focus(); if (at >= 0) $("body").setSelectionRange(start, start + lines[at].key.length + lines[at].text.length); };
-    return html("li", {}, html("button", { type: "button", click: select }, `${at >= 0 ? `Line ${at + 1}, ` : ""}${pointer} ${message}`));
+  const lines = data.errors ? jsonLines(JSON.parse($("body").value)) : []; // so that each fault has a line
+  if (data.errors) $("body").value = lines.map(({ key, text }) => key + text).join("\n");
+  fill($("faults"), data.errors ?? [{ pointer: "", message: data.detail }], ({ pointer, message }) => {
+    let at = -1; // where a field is missing, the line of what should have it
+    for (let place = pointer; data.errors && at < 0; place = place.replace(/\/[^/]*$/, "")) {
+      at = lines.findIndex((line) => line.pointer === place);
+    }
+    const ends = lines.map(({ key, text }) => key.length + text.length + 1), start = sum(ends.slice(0, at));
+    const select = () => { $("body").focus(); $("body").setSelectionRange(start, start + (ends[at] ?? 1) - 1); };
+    const where = at < 0 ? "" : `Line ${at + 1}, ${pointer} `;
+    return html("li", {}, html("button", { type: "button", click: select }, where + message));
   });
 }
 
@@ -689,13 +700,16 @@ function clicked({ target }) {
   if (on.step) Object.assign(page, { step: Number(on.step), whole: false });
   if (on.letter) page.letter = on.letter;
   if (on.example) sendExample(on.example);
+  const does = { own: () => $("dialog").showModal(), close: () => $("dialog").close(), send: sendOwn, replay: play,
+    cancel: () => act("cancel"), redrive: () => act("redrive"), back: () => step(-1), on: () => step(1),
+    whole: () => { page.whole = !page.whole; }, theme: () => theme($("theme").textContent === "Dark") };
+  does[target.id]?.();
   render();
 }
 
-function pressed(event) {
-  if (event.key === "Escape" && !$("dialog").open) Object.assign(page, { step: null, letter: null, whole: false });
-  else if (["ArrowLeft", "ArrowRight"].includes(event.key) && $("tools").contains(event.target)) step(event.key === "ArrowLeft" ? -1 : 1);
-  else return;
+function pressed({ key, target }) {
+  if (key === "Escape") Object.assign(page, { step: null, letter: null, whole: false });
+  if (["ArrowLeft", "ArrowRight"].includes(key) && $("tools").contains(target)) step(key === "ArrowLeft" ? -1 : 1);
   render();
 }
 
@@ -709,29 +723,20 @@ function start() {
   if (key) sessionStorage.setItem("key", (page.key = key));
   page.chosen = order ?? null;
   history.replaceState(null, "", order ? `#order=${order}` : location.pathname);
-  let dark = matchMedia("(prefers-color-scheme: dark)").matches;
-  theme(dark);
-  fill($("legend"), Object.entries(LEGEND), ([kind, words]) => html("li", {}, icon(kind), ` ${words}`));
-  $("body").value = JSON.stringify({ customerId: "ada", email: "ada@example.com", ...EXAMPLES.good,
-    shippingAddress: { ...ADDRESS, city: "Berlin" } }, null, 1);
-  const on = { theme: () => theme((dark = !dark)), own: () => $("dialog").showModal(), close: () => $("dialog").close(), send: sendOwn,
-    cancel: () => act("cancel"), redrive: () => act("redrive"), back: () => step(-1), on: () => step(1), replay: play,
-    whole: () => { page.whole = !page.whole; render(); } };
-  for (const [id, job] of Object.entries(on)) $(id).addEventListener("click", job);
+  theme(matchMedia("(prefers-color-scheme: dark)").matches);
+  fill($("legend"), Object.entries(LEGEND), ([kind, meaning]) => html("li", {}, icon(kind), ` ${meaning}`));
+  const body = { customerId: "ada", email: "ada@example.com", ...EXAMPLES.good, shippingAddress: ADDRESS };
+  $("body").value = JSON.stringify(body, null, 1);
   $("key").addEventListener("change", ({ target }) => {
     sessionStorage.setItem("key", (page.key = target.value));
-    Object.assign(page, { denied: false });
+    page.denied = false;
   });
   document.addEventListener("click", clicked);
   document.addEventListener("keydown", pressed);
   setInterval(() => page.playing && (page.moment++, render()), MOMENT);
   setInterval(render, 1000);
   keep(lookAtHealth, true);
-  keep(lookAtOrder);
-  keep(lookAtHandlers);
-  keep(async () => { page.orders = (await get("orders?limit=12")).orders; return 1000; });
-  keep(async () => { page.stock = (await get("stock?limit=100")).stock; return 5000; });
-  render();
+  for (const look of [lookAtOrder, lookAtOrders, lookAtHandlers, lookAtStock]) keep(look);
 }
 
 start();
