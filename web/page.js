@@ -117,6 +117,7 @@ async function api(path, method = "GET", body, headers = {}) {
 
 async function get(path) {
   const { status, data } = await api(path);
+  if (status === 404) page.chosen = null; // only an order can be missing
   if (status !== 200) throw new Error(`${path}: ${status}`);
   page.denied = false;
   return data;
@@ -142,11 +143,10 @@ async function lookAtOrder() {
   const id = page.chosen;
   if (!id) return 300;
   const order = await get(`orders/${id}`);
-  if (order.timeline.length !== page.order?.timeline.length || page.order.id !== id) {
-    page.events = (await get(`orders/${id}/events`)).events;
-  }
-  if (page.chosen === id) page.order = order;
-  return order.status === "pending" || troubleOf(order) || order.outbox || unfinished(order).length ? 300 : 1000;
+  const known = page.events.length && order.timeline.length === page.order?.timeline.length;
+  const events = known ? page.events : (await get(`orders/${id}/events`)).events;
+  if (page.chosen === id) Object.assign(page, { order, events });
+  return order.status === "pending" || troubleOf(order) || order.outbox || unfinished(order).length ? 300 : 5000;
 }
 
 async function lookAtHandlers() {
@@ -154,7 +154,7 @@ async function lookAtHandlers() {
   const turn = ({ takes }) => Math.min(...takes.map((type) => FLOW.indexOf(FLOW.includes(type) ? type : "?")));
   handlers.sort((a, b) => turn(a) - turn(b));
   Object.assign(page, { handlers: handlers.length ? handlers : STANDARD, delays: retryDelays });
-  return 1000;
+  return 2000;
 }
 
 async function lookAtOrders() {
@@ -173,13 +173,11 @@ async function lookAtHealth() {
   return 3000;
 }
 
-/** Place an order; where no answer comes, again under the same key: so it is one order, however often. */
+/** Place an order; where no answer comes, or a 503, again under the same key: so it is one order, however often. */
 async function place(body, key = [...crypto.getRandomValues(new Uint8Array(16))].join("")) {
-  let answer;
-  while (!answer) {
-    answer = await api("orders", "POST", body, { "Idempotency-Key": key }).catch(render);
-    if (!answer) await sleep(2000);
-  }
+  const ask = () => api("orders", "POST", body, { "Idempotency-Key": key }).catch(render);
+  let answer = await ask();
+  for (; !answer || answer.status === 503; answer = await ask()) await sleep(2000);
   if (answer.status === 201) {
     choose(answer.data.id, answer.data);
     if (!matchMedia("(prefers-reduced-motion: reduce)").matches) Object.assign(page, { moment: 0, playing: true });
@@ -187,9 +185,10 @@ async function place(body, key = [...crypto.getRandomValues(new Uint8Array(16))]
   return answer;
 }
 
-function choose(id, order = null) {
+function choose(id, order = page.orders.find((each) => each.id === id)) {
   Object.assign(page, FRESH, { chosen: id, order });
   history.replaceState(null, "", `#order=${id}`);
+  lookAtOrder().then(render, render);
   render();
 }
 
@@ -696,6 +695,7 @@ async function sendOwn() {
 }
 
 function clicked({ target }) {
+  page.notice = "";
   const on = target.closest("[data-step], [data-letter], [data-example]")?.dataset ?? {};
   if (on.step) Object.assign(page, { step: Number(on.step), whole: false });
   if (on.letter) page.letter = on.letter;

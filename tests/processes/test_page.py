@@ -221,8 +221,8 @@ def test_what_is_away_shows_and_what_comes_back_goes_on(real, visit):
     mine.place("Good order")  # asked again under one key, until there is an answer
     time.sleep(3)
     running.start("api")
-    wait_for(lambda: len(running.orders()) == 3)
     mine.says("Accepted, and safe without the broker")
+    wait_for(lambda: len(running.orders()) == 3)
     broker.start()
     mine.says("Processed in")
 
