@@ -315,6 +315,7 @@ def test_the_keyboard_alone_suffices(demo, visit):
     mine.tab_to("D: worked")
     mine.page.keyboard.press("Enter")
     expect(mine.page.locator("#crash")).to_contain_text("a unit is gone that nobody bought")
+    expect(mine.page.locator("#letters [data-letter=D]")).to_be_focused()
     mine.page.keyboard.press("Escape")
     expect(mine.page.locator("#crash")).not_to_contain_text("a unit is gone that nobody bought")
     mine.tab_to("Jammed label")
@@ -332,6 +333,7 @@ def test_the_keyboard_alone_suffices(demo, visit):
 
 
 def test_axe_finds_nothing_and_nothing_scrolls_sideways(demo, visit):
+    demo.post_many(1, clients=1)
     mine = visit(demo, reduced_motion="reduce", bypass_csp=True)  # axe is a script from elsewhere
     states = {
         "Choose an order": lambda: None, "Processed": lambda: mine.place("Good order"),
