@@ -287,7 +287,7 @@ function sceneOf(order, moment) {
 function storyOf(order, moment, moments) {
   const left = (time) => `in ${Math.max(0, Math.ceil((time - now()) / 1000))} s`;
   if (page.denied) return ["refused", page.key ? "This key is not known" : "Which key?",
-    "Paste an API key into the field above. `make run` prints a link that brings it along."];
+    "Paste an API key into the field above. make run prints a link that brings it along."];
   if (page.down) return ["refused", "The API does not answer", "What was answered 201 is stored.",
     `Trying again ${left(page.looksAgain)}.`];
   if (page.refused) return refusal(page.refused);
@@ -347,7 +347,7 @@ const WIDE = { width: 1060, height: 296, api: [16, 120, 82, 62], doc: [133, 76, 
   trunk: 414, queue: 425, handler: [477, 97], pitch: 66, first: 85, lane: [611, 931], drop: 0, dead: [962, 82],
   none: "none", A: 115, B: 321, C: [402, 151], E: 557, F: 947 };
 const NARROW = { width: 332, height: 494, api: [10, 58, 62, 56], doc: [93, 20, 145, 132], exchange: [286, 86, 23],
-  trunk: 16, queue: 28, handler: [75, 92], pitch: 96, first: 194, lane: [24, 306], drop: 42, dead: [222, 92],
+  trunk: 16, queue: 28, handler: [75, 92], pitch: 96, first: 194, lane: [24, 306], drop: 44, dead: [222, 92],
   none: "no dead letter", A: 82, B: 250, C: [286, 140], E: 40, F: 190 };
 const HEADS = [[16, "1 API", "answers at once"], [133, "2 One document, one write", "order and event: both or neither"],
   [341, "3 Exchange", "copies"], [426, "4 A queue per handler", "one waits, the others go on"],
