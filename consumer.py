@@ -23,9 +23,7 @@ from core.base import logs, metrics
 from core.base.settings import SettingInvalid, Settings
 from core.bus.bus import Bus, Delivery
 from core.flow.outbox import Outbox
-from core.flow.report import start_reporting
 from core.flow.services import Functions, Services, StockMoves, lambda_client
-from core.flow.sweep import Sweep
 from core.order.answers import check_answers
 from core.order.events import Event, EventInvalid, parse
 from core.order.state_machine import MOST_EVENTS, TRANSITIONS, OrderDocument, Outcome, Step, outcome_of, step_name
@@ -38,7 +36,6 @@ from core.store.store import Store
 
 log = logging.getLogger("consumer")
 GRACE = 9.0  # seconds from SIGTERM to the end, whatever hangs. What is cut off comes again, as after a kill -9.
-SWEEP_ENDS_WITHIN = 1.0  # of these
 
 
 class AttemptRefused(Exception):
@@ -74,12 +71,13 @@ class Worker:
 
     def _run(self, delivery: Delivery) -> None:
         try:
-            metrics.DELIVERIES.labels(delivery.handler, self.process(delivery)).inc()
+            outcome = self.process(delivery)
         except StoreUnavailable:  # only on a stop: nobody is to wait for it any longer
-            delivery.release()
-        except Exception:
-            log.exception("a delivery went wrong in a way nobody thought of; it comes again")
-            delivery.release()
+            return delivery.release()
+        except BaseException as error:  # this one message is set aside, for a person, and no other suffers
+            log.exception("a delivery went wrong in a way nobody thought of; parked")
+            outcome = self._park(delivery, logs.text_of(error))
+        metrics.DELIVERIES.labels(delivery.handler, outcome).inc()
 
     def process(self, delivery: Delivery) -> Outcome:
         """See a delivery to its end, however long the store is away. Raises StoreUnavailable on a stop."""
@@ -126,7 +124,7 @@ class Worker:
             order = self._orders.record(event, made, answers)
         except StoreUnavailable:  # the store did not reply, so the step may be recorded: the moves stay pending
             raise
-        except (Exception, SystemExit) as error:  # a handler may call what calls sys.exit
+        except BaseException as error:  # sys.exit, a cancelled asyncio task, a panic of another language: a failed try
             moves.roll_back()
             return self._try_later(attempt, error)
         return self._conclude(attempt, order, answers, moves)
@@ -168,7 +166,7 @@ class Worker:
         with suppress(OrderMissing, DocumentRefused):  # then the message alone tells of it
             self._orders.record_failure(attempt.event, attempt.step, attempt.id, why, wait)
         if wait is None:
-            return self._park(delivery, repr(error)[:200])
+            return self._park(delivery, logs.text_of(error))
         delivery.retry(wait, tries)
         return outcome
 
@@ -184,19 +182,10 @@ def consume(
     settings: Settings, handlers: discovery.Handlers, store: Store, bus: Bus, client: Any, stop: threading.Event
 ) -> None:
     """Run the handlers that HANDLERS names, of all in `handlers`, until `stop`. `client` is a Lambda client."""
-    for line in discovery.describe(handlers):
-        log.info(line)
-    subscribers = discovery.subscribers_of(handlers)
-    outbox = Outbox(store, bus, {type for type in subscribers if subscribers[type]})
+    outbox = Outbox(store, bus, {type for types in handlers.values() for type in types})
     functions = Functions(client, send_email=settings.email_function, make_label=settings.label_function)
     worker = Worker(handlers, settings, store, outbox, functions, stop)
-    sweep = Sweep(store, bus, outbox, subscribers, stop, forgetful=settings.amqp_url == "embedded")
-    sweep.start()
-    names = settings.handlers or tuple(handlers)
-    start_reporting(store.reports, bus, {name: list(handlers[name]) for name in names}, settings.retry_delays, stop)
-    bus.consume({name: list(handlers[name]) for name in handlers}, names, settings.concurrency, worker.deliver, stop)
-    sweep.join(SWEEP_ENDS_WITHIN)  # it frees the lease
-    bus.close()
+    wiring.keep_consuming(settings, handlers, store, bus, outbox, worker.deliver, stop)
 
 
 def run(settings: Settings, _: Namespace) -> None:

@@ -45,6 +45,14 @@ class Lines(logging.Formatter):
         return f"{now():%H:%M:%S} {record.levelname:<7} {record.getMessage()}{tail}" + (f"\n{stack}" if stack else "")
 
 
+def text_of(error: BaseException) -> str:
+    """What an exception says of itself, in 200 characters; its class alone where it cannot even say that."""
+    try:
+        return repr(error)[:200]
+    except BaseException:
+        return type(error).__name__
+
+
 def raised_at(error: BaseException) -> str:
     """Where an exception comes from, as file:line; empty where it was not raised."""
     frames = traceback.extract_tb(error.__traceback__)

@@ -19,6 +19,7 @@ from core.bus.topology import EXCHANGE, dead_queue, declare, describe_mismatch, 
 log = logging.getLogger(__name__)
 LOOK_EVERY = 5.0  # seconds between looks at queue lengths
 DRAIN, CLOSE_WITHIN = 8.0, 5.0  # seconds on a stop that work in hand gets, and then what is not confirmed
+MOST_TRIES = 1000  # that are believed
 FORWARD_AGAIN = 5.0  # seconds until a copy that was not taken is sent again
 
 
@@ -109,8 +110,9 @@ class Rabbit(Link):
         if self._stop.is_set():
             return  # not acked: another process gets it when this connection closes
         self.in_hand.add(method.delivery_tag)
-        tries = (props.headers or {}).get("tries", 0)
-        tries, ack = tries if type(tries) is int else 0, functools.partial(self._ack, channel, method.delivery_tag)
+        tries = (props.headers or {}).get("tries", 0)  # a header says what anybody likes
+        tries = max(0, min(tries, MOST_TRIES)) if type(tries) is int else 0
+        ack = functools.partial(self._ack, channel, method.delivery_tag)
         release = functools.partial(self._release, channel, method.delivery_tag)
         self._deliver(RabbitDelivery(self.publisher, name, props.message_id or "", body, tries, ack, release))
 

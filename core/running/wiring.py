@@ -1,10 +1,12 @@
-"""Which store and which bus a process works with, and what `make run` brings along: a store, a catalogue, a lock.
+"""Which store and which bus a process works with, what runs beside a worker, and what `make run` brings along: a store,
+a catalogue, a lock.
 
 The store is SecantusDB (GPL-2.0), which speaks MongoDB's wire protocol on WiredTiger: a program of its own, started and
 never imported.
 """
 
 import fcntl
+import logging
 import os
 import signal
 import socket
@@ -18,14 +20,20 @@ from pathlib import Path
 from typing import IO
 
 from core.base.settings import SettingInvalid, Settings
-from core.bus.bus import Bus
+from core.bus.bus import Bus, Deliver
 from core.bus.memory import MemoryBus
 from core.bus.rabbit import Rabbit
+from core.flow.outbox import Outbox
+from core.flow.report import start_reporting
+from core.flow.sweep import Sweep
+from core.running.discovery import Handlers, describe, subscribers_of
 from core.store.connection import connect
 from core.store.store import Store
 
+log = logging.getLogger("consumer")
 CATALOGUE = {"A1": 1000, "B2": 500, "C3": 100, "D4": 10, "E5": 0}  # units of the goods that `make run` sells
-START_WITHIN, STOP_WITHIN = 30.0, 10.0  # seconds
+START_WITHIN, STOP_WITHIN = 30.0, 10.0  # seconds that the bundled store gets
+SWEEP_ENDS_WITHIN = 1.0  # seconds
 MORE_CONNECTIONS = 10  # than web threads: for batching, sweeping and making indexes
 # Runs a program until it ends, or until the pipe on standard input closes: when our process is gone, however it went.
 KEEPER = """exec 3<&0; "$@" & program=$!
@@ -37,6 +45,25 @@ def connect_all(settings: Settings, store_url: str) -> tuple[Store, Bus]:
     """The store, and the carrier that AMQP_URL names. Raises SettingInvalid."""
     bus: Bus = MemoryBus() if settings.amqp_url == "embedded" else Rabbit(settings.amqp_url, settings.retry_delays)
     return Store(connect(store_url, settings.web_threads + MORE_CONNECTIONS)), bus
+
+
+def keep_consuming(
+    settings: Settings, handlers: Handlers, store: Store, bus: Bus, outbox: Outbox, deliver: Deliver,
+    stop: threading.Event,
+) -> None:  # fmt: skip
+    """Have what arrives for the handlers that HANDLERS names, of all in `handlers`, delivered until `stop`; beside it
+    the sweep, and a report on them. Returns when what was in hand is over.
+    """
+    for line in describe(handlers):
+        log.info(line)
+    sweep = Sweep(store, bus, outbox, subscribers_of(handlers), stop, forgetful=settings.amqp_url == "embedded")
+    sweep.start()
+    takes = {name: list(types) for name, types in handlers.items()}
+    names = settings.handlers or tuple(handlers)
+    start_reporting(store.reports, bus, {name: takes[name] for name in names}, settings.retry_delays, stop)
+    bus.consume(takes, names, settings.concurrency, deliver, stop)
+    sweep.join(SWEEP_ENDS_WITHIN)  # it frees the lease
+    bus.close()
 
 
 def start_bundled(settings: Settings, at_end: ExitStack) -> str:

@@ -25,6 +25,7 @@ MAY_IMPORT = {  # of what is ours; a name stands for itself and all below it, an
     "core/flow/": {*INNER, "core.store", "core.bus.bus", "core.flow"},
     "core/http/": {*INNER, "core.store", "core.http"},
     "core/running/": {*INNER, "core.store", "core.bus", "core.http", "core.running"},
+    "core/running/wiring.py": {*INNER, "core.store", "core.bus", "core.flow", "core.running"},
     "handlers/": {"core.events"},
     "lambdas/": {"lambdas"},
     "lambdas/local.py": {"lambdas", "core.http.serving", "core.running.process"},
@@ -43,7 +44,7 @@ ONLY = {  # who speaks to the outside through what
     "boto3": {"core/flow/services.py", "lambdas/tokens.py"},
     "prometheus_client": {"core/base/metrics.py", "core/running/health.py"},
 }
-LARGEST_PROGRAM = 3090  # lines of code; a commit that raises this says why
+LARGEST_PROGRAM = 3140  # lines of code; a commit that raises this says why
 LARGEST_MUST_READ = 550
 LARGEST_FILE = 200
 LARGEST_FUNCTION = 25

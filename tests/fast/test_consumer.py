@@ -1,5 +1,6 @@
 """One delivery after another, driven by hand: what a worker makes of each, and when it lets go of the message."""
 
+import asyncio
 import contextlib
 import threading
 import uuid
@@ -218,15 +219,6 @@ def test_skipped_an_event_for_another_release_stays_an_unfinished_step(outcomes)
     assert [handler for handler, _ in unfinished_steps(desk.orders.get(id), {"order_created": ["email"]})] == ["email"]
 
 
-def test_a_delivery_failing_unexpectedly_is_released_and_others_go_on(monkeypatch):
-    desk = Desk(email=created())
-    first, second = desk.place()[1], desk.place()[1]
-    monkeypatch.setattr("consumer.parse", lambda body: 1 / 0)
-    assert desk.handle("email", first) == "release"
-    monkeypatch.undo()
-    assert desk.handle("email", second) == "ack"
-
-
 # --- the store is away -----------------------------------------------------------------------------------------------
 
 
@@ -390,7 +382,14 @@ def test_no_answer_changes_the_status_of_a_final_order():
     assert desk.orders.get(id)["status"] == "failed"
 
 
-@pytest.mark.parametrize("way_out", [SystemExit(1), RecursionError(), AssertionError(), MemoryError()], ids=repr)
+class Panic(BaseException):
+    """As a library in Rust has it, or gevent.Timeout."""
+
+
+WAYS_OUT = [SystemExit(1), RecursionError(), AssertionError(), MemoryError(), asyncio.CancelledError(), Panic()]
+
+
+@pytest.mark.parametrize("way_out", [*WAYS_OUT, GeneratorExit(), KeyboardInterrupt()], ids=repr)
 def test_whatever_a_handler_raises_is_a_failed_try(way_out):
     def leave(event, services):
         raise way_out
@@ -399,6 +398,42 @@ def test_whatever_a_handler_raises_is_a_failed_try(way_out):
     id, body = desk.place()
     assert end_of(desk.give("email", body)) == ("retry", 1.0, 1)
     assert desk.lines(id) == [{"failed": "order_created", "try": 1, "error": type(way_out).__name__}]
+
+
+class Mute(Exception):
+    """It raises when it is asked what it says."""
+
+    def __repr__(self):
+        raise KeyError("code")
+
+
+class Talkative(Exception):
+    """It says a lot."""
+
+    def __repr__(self):
+        return "x" * 1_000_000
+
+
+@pytest.mark.parametrize(("error", "said"), [(Mute(), "Mute"), (Talkative(), "x" * 200)])
+def test_what_an_error_says_of_itself_cannot_keep_a_message_from_being_parked(error, said):
+    def leave(event, services):
+        raise error
+
+    desk = Desk(delays="", email=created(leave))
+    id, body = desk.place()
+    assert end_of(desk.give("email", body)) == ("park", said, 1)
+    assert [line["error"] for line in desk.lines(id)] == [type(error).__name__]
+
+
+def test_what_nobody_thought_of_parks_this_one_message(monkeypatch, outcomes, caplog):
+    desk = Desk(email=created())
+    (_, odd), (_, body) = desk.place(), desk.place()
+    get = desk.orders.get
+    monkeypatch.setattr(desk.orders, "get", lambda id: get(id) if id in body.decode() else 1 / 0)
+    assert end_of(desk.give("email", odd)) == ("park", "ZeroDivisionError('division by zero')", 1)
+    assert desk.handle("email", body) == "ack"
+    wait_for(lambda: outcomes() == {"parked": 1, "done": 1})
+    assert desk.bus.rebuilt == 0 and "nobody thought of" in caplog.text
 
 
 def test_a_handler_may_yield_its_answers():

@@ -14,7 +14,7 @@ from core.running.discovery import discover
 from tests.support.buses import Running
 from tests.support.consumer import Desk, HandDelivery
 from tests.support.samples import place
-from tests.support.simulator import Simulation
+from tests.support.simulator import Killed, Simulation
 from tools.chaos.system import wait_for
 
 ROUNDS, SEEDS = 10, 10
@@ -32,7 +32,7 @@ def surprises():
 
     class Collect(logging.Handler):
         def emit(self, record):
-            if record.exc_info:
+            if record.exc_info and not isinstance(record.exc_info[1], Killed):
                 found.append(self.format(record))
 
     handler, log = Collect(logging.ERROR), logging.getLogger("consumer")

@@ -224,14 +224,14 @@ class Simulation:
                 raise StoreUnavailable("no answer, and it is not sent again")
         luck = self.dice.random() * self.calm if trouble else 1.0
         if luck < 0.04:
-            raise Killed
+            self.actor.die()
         if luck < 0.08:
             self._apply(collection, self.dice.sample(writes, self.dice.randrange(len(writes) + 1)))
             raise StoreUnavailable("no answer, and only a part was done")
         for _ in range(2 if luck < 0.2 and not once else 1):
             errors = self._apply(collection, writes)
         if luck < 0.25:
-            raise Killed
+            self.actor.die()
         if luck < 0.3:
             raise StoreUnavailable("done, and nobody learns it")
         if trouble and collection.name == "stock" and self.dice.random() < 0.1:
@@ -350,11 +350,18 @@ class Actor:
             raise self.error
 
     def stand(self) -> None:
-        """On its own thread: a moment."""
+        """On its own thread: a moment. Who is dead has none, whatever the program catches."""
+        if self.killed:
+            raise Killed
         self.stood.release()
         self.go.acquire()
         if self.killed:
             raise Killed
+
+    def die(self) -> None:
+        """On its own thread, at once."""
+        self.killed = True
+        raise Killed
 
     def abandon(self) -> None:
         """Have its thread end, without waiting for it."""
@@ -398,6 +405,8 @@ class SimulatedDelivery(HandDelivery):
         self._simulation = simulation
 
     def retry(self, seconds, tries) -> None:
+        if self._simulation.actor and self._simulation.actor.killed:
+            raise Killed
         super().retry(seconds, tries)
         if not (self._simulation.trouble and self._simulation.dice.random() < 0.2):
             self._simulation.messages.append((self.handler, self.id, self.body, tries))
