@@ -10,6 +10,7 @@
 `Worker` is the heart of it: `deliver`, then `process`, then `run_step`. The bus's own thread never waits for it.
 """
 
+import copy
 import logging
 import threading
 import time
@@ -133,7 +134,9 @@ class Worker:
         handler, event = attempt.delivery.handler, attempt.event
         services = Services(moves, self._functions, event.traceparent, logging.getLogger(f"handlers.{handler}"))
         with metrics.HANDLER_SECONDS.labels(handler).time():
-            return check_answers(event, handler, self._handlers[handler][event.type](event, services), room)
+            # Its own copy: whatever it does to the event, what it answers is checked against the order as it is.
+            answers = self._handlers[handler][event.type](copy.deepcopy(event), services)
+            return check_answers(event, handler, answers, room)
 
     def _conclude(self, attempt: Attempt, order: OrderDocument, answers: list[Event], moves: StockMoves) -> Outcome:
         """What the order says counts: the recorded attempt is committed, any other rolled back.

@@ -19,9 +19,13 @@ def check_answers(
     more than the order has `room` for.
 
     New ones, because a handler may return the same object for every order. Raises EventInvalid where an answer breaks
-    a rule or its schema, TypeError or ValueError where JSON cannot hold it.
+    a rule or its schema, or JSON cannot hold it.
     """
     answers = [returned] if isinstance(returned, Event) else list(() if returned is None else returned)
+    if strangers := [answer for answer in answers if not isinstance(answer, Event)]:
+        raise EventInvalid(f"{handler} answered {strangers[0]!r:.50}: it must be an Event, a list of them, or nothing")
+    if parent.type in [answer.type for answer in answers]:  # with nobody between, that would go on for ever
+        raise EventInvalid(f"{handler} answered {parent.type}, which is what it took")
     setting = [answer.type for answer in answers if answer.type in TRANSITIONS]
     if len(setting) > 1 or any(TRANSITIONS[type].needs != parent.orderstatus for type in setting):
         raise EventInvalid(f"{handler} answered {', '.join(setting)}: at most one with a status, none on a final order")
@@ -47,7 +51,21 @@ def _check(event: Event, handler: str, order: dict[str, Any]) -> None:
     from_handlers = [type for type in event_schemas() if type not in TRANSITIONS or TRANSITIONS[type].by == "handler"]
     if event.type not in from_handlers:
         raise EventInvalid(f"{handler} answered {event.type}: {nearest(event.type, from_handlers)}")
+    if odd := _find_odd(event.data, "/data"):
+        raise EventInvalid(f"{handler} answered {event.type}: {odd}, which JSON cannot hold")
     body = message_body(event.envelope(), order)
     faults = find_faults(event_schemas()[event.type], json.loads(body))
     if faults or len(body) > LARGEST_EVENT + len(json.dumps(order)):
         raise EventInvalid(f"{handler} answered {event.type}: {faults[0] if faults else f'over {LARGEST_EVENT} bytes'}")
+
+
+def _find_odd(value: Any, pointer: str) -> str:
+    """The first value that JSON cannot hold, as its JSON Pointer and type; empty where there is none."""
+    if isinstance(value, dict | list | tuple):
+        inside = value.items() if isinstance(value, dict) else enumerate(value)
+        return next(filter(None, (_find_odd(child, f"{pointer}/{name}") for name, child in inside)), "")
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        return ""
+    except (TypeError, ValueError):
+        return f"{pointer} is {value!r:.50} ({type(value).__name__})"

@@ -58,7 +58,9 @@ def test_what_a_handler_returned_is_left_as_it_is():
         ("order_failed", [Event("order_confirmed", shipment=LABEL)], "none on a final order"),
         ("order_cancelled", [Event("order_failed", reason="x")], "none on a final order"),
         ("order_confirmed", [Event("order_failed", reason="x")], "none on a final order"),
-        ("order_created", [Event("order_created")], "answered order_created"),
+        ("order_created", [Event("order_created")], "answered order_created, which is what it took"),
+        ("inventory_reserved", [Event("inventory_reserved")], "answered inventory_reserved, which is what it took"),
+        ("order_confirmed", [Event("order_created")], "answered order_created: "),
         ("order_created", [Event("order_cancelled")], "answered order_cancelled"),
         ("order_created", [Event("inventory_resreved")], "did you mean inventory_reserved"),
         ("order_created", [Event("order_failed")], "/data/reason"),
@@ -72,7 +74,21 @@ def test_an_answer_that_breaks_the_rules_is_refused(parent, answers, why):
         check_answers(event(parent), "inventory", answers)
 
 
-@pytest.mark.parametrize("value", [float("nan"), object(), {1, 2}, b"bytes"])
-def test_an_answer_that_is_no_json_is_refused(value):
-    with pytest.raises((TypeError, ValueError)):
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        (float("nan"), "/data/note is nan (float)"),
+        ({"a": [1, {1, 2}]}, "/data/note/a/1 is {1, 2} (set)"),
+        (("x", b"bytes"), "/data/note/1 is b'bytes' (bytes)"),
+        ("\ud800", r"/data/note is '\ud800' (str)"),
+    ],
+)
+def test_an_answer_that_is_no_json_is_refused_and_says_where(value, where):
+    with pytest.raises(EventInvalid, match=re.escape(f"inventory answered inventory_reserved: {where}")):
         check_answers(event("order_created"), "inventory", [Event("inventory_reserved", note=value)])
+
+
+@pytest.mark.parametrize(("returned", "shown"), [("text", "'t'"), ([None], "None"), ([{"type": "x"}], "{'type': 'x'}")])
+def test_what_is_no_event_is_no_answer(returned, shown):
+    with pytest.raises(EventInvalid, match=re.escape(f"answered {shown}: it must be an Event, a list of them")):
+        check_answers(event("order_created"), "inventory", returned)
