@@ -1,9 +1,13 @@
 """Finding handlers: every module in a folder, every public function in it, checked before the first event arrives."""
 
+import ast
 import inspect
+import re
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from core.base.settings import SettingInvalid
@@ -13,13 +17,17 @@ from core.order.schemas import event_schemas, nearest
 Handlers = dict[str, dict[str, Callable[..., Any]]]  # handler -> event type -> function
 
 
+NAME = "[A-Za-z][A-Za-z0-9_]{0,59}"  # of a handler
+ASYNC = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+
+
 class HandlerInvalid(SettingInvalid):
     """A handler file that stops the start; the text names the file and the fix."""
 
 
 def discover(folder: Path, wanted: Sequence[str] = ()) -> Handlers:
     """Every handler in the folder. Raises HandlerInvalid; SettingInvalid where HANDLERS names one that is missing."""
-    handlers = {path.stem: _functions(path) for path in sorted(folder.glob("[!_]*.py"))}
+    handlers = {path.stem: _functions(path) for path in sorted(folder.glob("[!._]*.py"))}
     if not handlers:
         raise HandlerInvalid(f"{folder}: there is no handler; HANDLERS_DIR must name a folder with .py files")
     for name in wanted:
@@ -45,11 +53,13 @@ def aligned(rows: list[list[str]]) -> list[str]:
 
 
 def _functions(path: Path) -> dict[str, Any]:
-    if not path.stem.isidentifier():
-        raise HandlerInvalid(f"{path}: the name must be letters, digits and underscores; it names queues")
-    module = _run(path)
-    own = {name: f for name, f in module.items() if inspect.isfunction(f) and f.__module__ == module["__name__"]}
-    public = {name: function for name, function in own.items() if not name.startswith("_")}
+    if not re.fullmatch(NAME, path.stem):
+        raise HandlerInvalid(
+            f"{path}: its name must be 1 to 60 of a-z A-Z 0-9 _ beginning with a letter: queues have it"
+        )
+    module, imported = _run(path), _imported(path)
+    own = {name: value for name, value in module.items() if callable(value) and name not in imported}
+    public = {name: value for name, value in own.items() if not name.startswith("_") and not _is_class(name, value)}
     for name, function in public.items():
         _check(path, name, function)
     if not public:
@@ -57,15 +67,33 @@ def _functions(path: Path) -> dict[str, Any]:
     return public
 
 
+def _is_class(name: str, value: Any) -> bool:
+    """An exception or a dataclass of its own; one that is named like an event is meant to be a handler."""
+    return inspect.isclass(value) and name not in event_schemas()
+
+
 def _run(path: Path) -> dict[str, Any]:
-    # Not imported: two folders may have files of one name, and only one module of a name can be.
-    module = {"__name__": f"handlers.{path.stem}", "__package__": "handlers", "__file__": str(path.absolute())}
+    # Not imported: two folders may have files of one name, and only one module of a name can be. Known by its name only
+    # while it runs, as dataclasses ask for their module.
+    module = ModuleType(f"handlers.{path.stem}")
+    module.__file__, module.__package__ = str(path.absolute()), "handlers"
+    known = sys.modules.get(module.__name__)
+    sys.modules[module.__name__] = module
     try:
-        exec(compile(path.read_bytes(), path, "exec"), module)
+        exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         what = " ".join(str(error).split())
         raise HandlerInvalid(f"{path}: line {_line(path, error)}: {type(error).__name__}: {what}") from None
-    return module
+    finally:
+        del sys.modules[module.__name__]
+        sys.modules |= {module.__name__: known} if known else {}
+    return module.__dict__
+
+
+def _imported(path: Path) -> set[str]:
+    """Names that the file takes from elsewhere."""
+    imports = [node for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return {alias.asname or alias.name for node in imports for alias in node.names}
 
 
 def _line(path: Path, error: BaseException) -> int | None:
@@ -78,9 +106,11 @@ def _check(path: Path, name: str, function: Callable[..., Any]) -> None:
     if name not in event_schemas():
         hint = nearest(name, event_schemas())
         raise HandlerInvalid(f"{path}: {name} is no event type: {hint} (helpers start with _)")
-    if inspect.iscoroutinefunction(function):
+    if any(is_async(each) for is_async in ASYNC for each in (function, type(function).__call__)):
         raise HandlerInvalid(f"{path}: {name} is async: make it a plain def; handlers run on threads")
+    if inspect.isclass(function):
+        raise HandlerInvalid(f"{path}: {name} is a class: make it a function of (event, services)")
     try:
         inspect.signature(function).bind("event", "services")
-    except TypeError:
+    except (TypeError, ValueError):
         raise HandlerInvalid(f"{path}: {name} must take two arguments: (event, services)") from None

@@ -1,5 +1,7 @@
 """Finding handlers: what is taken, and every mistake that stops the start with one line that names file and fix."""
 
+import sys
+
 import pytest
 
 from core.base.settings import ROOT, SettingInvalid
@@ -51,7 +53,7 @@ from handlers.email import order_failed, order_cancelled
 
 LIMIT = 3
 
-class order_confirmed:
+class Refused(Exception):
     pass
 
 def _order_created(event, services): ...
@@ -68,6 +70,26 @@ def _shipment():
     assert isinstance(answer, Event) and answer.data["shipment"]["trackingNumber"] == "3"
 
 
+CALLABLES = {
+    "a partial": "import functools\ndef _f(x, event, services): return x\norder_created = functools.partial(_f, 7)\n",
+    "an instance": "class _H:\n    def __call__(self, event, services): return 7\norder_created = _H()\n",
+    "lru_cache": "import functools\n@functools.lru_cache\ndef order_created(event, services): return 7\n",
+    "a decorator without wraps": "def _plain(f):\n    return lambda event, services: f(event, services)\n"
+    "@_plain\ndef order_created(event, services): return 7\n",
+    "a method": "class _H:\n    def take(self, event, services): return 7\norder_created = _H().take\n",
+    "postponed annotations": "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\n"
+    "class _A:\n    n: int\ndef order_created(event, services): return _A(7).n\n",
+}
+
+
+@pytest.mark.parametrize("form", CALLABLES)
+def test_whatever_can_be_called_with_an_event_is_taken(folder, form):
+    found = discover(write_handlers(folder, mine=CALLABLES[form]))
+    assert list(found["mine"]) == ["order_created"]
+    assert found["mine"]["order_created"](event("order_created"), object()) == 7
+    assert "handlers.mine" not in sys.modules
+
+
 def test_a_second_name_for_a_function_takes_a_second_event(folder):
     found = discover(write_handlers(folder, mail=GOOD + "order_failed = order_created\n"))
     assert list(found["mail"]) == ["order_created", "order_failed"]
@@ -76,6 +98,8 @@ def test_a_second_name_for_a_function_takes_a_second_event(folder):
 def test_files_with_a_leading_underscore_and_other_files_are_ignored(folder):
     write_handlers(folder, email=GOOD, _shared="this is no python", __init__="nor this")
     folder.joinpath("README.md").write_text("about the handlers")
+    folder.joinpath("._email.py").write_bytes(b"\0\5\26\7")  # as macOS leaves beside a file
+    folder.joinpath(".#email.py").symlink_to("me@host.1")  # as Emacs does
     assert list(discover(folder)) == ["email"]
 
 
@@ -117,8 +141,16 @@ def test_arguments_that_can_be_called_with_two_are_fine(folder, signature):
     assert discover(write_handlers(folder, email=f"def order_created{signature}: pass"))
 
 
-def test_a_coroutine_is_refused_because_nobody_would_await_it(folder):
-    text = refusal(folder, email="async def order_created(event, services): pass")
+@pytest.mark.parametrize(
+    "source",
+    [
+        "async def order_created(event, services): pass",
+        "async def order_created(event, services): yield",
+        "class _H:\n    async def __call__(self, event, services): pass\norder_created = _H()",
+    ],
+)
+def test_a_coroutine_is_refused_because_nobody_would_await_it(folder, source):
+    text = refusal(folder, email=source)
     assert str(folder / "email.py") in text and "async" in text
 
 
@@ -152,8 +184,22 @@ def test_a_folder_without_handlers_says_which_variable_names_it(folder, there):
     assert str(folder) in str(refused.value)
 
 
-def test_a_file_name_that_cannot_name_a_queue_is_refused(folder):
-    assert "my-mail.py" in refusal(folder, **{"my-mail": GOOD})
+@pytest.mark.parametrize("name", ["my-mail", "größe", "9lives", "a" * 61, "mail.v2", "two words"])
+def test_a_file_name_that_cannot_name_a_queue_is_refused(folder, name):
+    text = refusal(folder, **{name: GOOD})
+    assert f"{name}.py" in text and "1 to 60 of a-z" in text
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("class order_created:\n    pass", "order_created is a class"),
+        ("import functools\nhelp_out = functools.partial(print)\n" + GOOD, "help_out is no event type"),
+        ("order_created = int", "order_created is a class"),
+    ],
+)
+def test_what_can_be_called_and_is_no_handler_is_named(folder, source, why):
+    assert why in refusal(folder, email=source)
 
 
 # --- check -----------------------------------------------------------------------------------------------------------
