@@ -3,7 +3,7 @@
     python consumer.py                          consume until SIGTERM
     python consumer.py check                    print which handler takes what; needs no server
     python consumer.py dead [HANDLER]           list what was parked, and why
-    python consumer.py redrive HANDLER          send it round again     [--limit N] [--dry-run]
+    python consumer.py redrive HANDLER | --all  send it round again     [--limit N] [--dry-run]
     python consumer.py purge HANDLER            throw it away           [--yes]
     python consumer.py retire HANDLER           delete the queues of a handler that is gone   [--yes]
 

@@ -106,7 +106,7 @@ class Settings:
     concurrency: int = _number("16", 1, 256)
     handlers: tuple[str, ...] = _read("", "names of handlers, separated by commas", parse=_names)
     handlers_dir: Path = _read(str(ROOT / "handlers"), "a folder", parse=Path)
-    retry_delays: tuple[float, ...] = _read("2,15,90", "seconds above 0, such as 2,15,90", parse=_delays)
+    retry_delays: tuple[float, ...] = _read("2,15,90,900", "seconds above 0, such as 2,15,90", parse=_delays)
     metrics_port: int = _number("9090", 0, 65535)
     api_metrics_port: int | None = _number("", 0, 65535)
     email_function: str = _read("send_email", "a function's name")

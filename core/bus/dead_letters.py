@@ -16,11 +16,20 @@ from core.bus.topology import dead_queue, main_queue, queues_of
 MOST_SHOWN = 1000  # dead letters in a list
 
 
+class QueueMissing(BrokerUnavailable):
+    """The handler has no queues."""
+
+
 class DeadLetters:
     """What was parked for a handler. Raises BrokerUnavailable."""
 
     def __init__(self, url: str, handler: str) -> None:
         self._url, self._handler, self._queue = url, handler, dead_queue(handler)
+
+    def count(self) -> int:
+        """How many are parked."""
+        with self._channel() as channel:
+            return channel.queue_declare(self._queue, passive=True).method.message_count
 
     def show(self, limit: int = MOST_SHOWN) -> list[tuple[bytes, dict[str, Any]]]:
         """(body, headers) of what is parked, oldest first. Looking leaves everything where it is."""
@@ -63,7 +72,7 @@ class DeadLetters:
                 yield connection.channel()
         except ChannelClosedByBroker as error:
             question = "is that its name, and did it ever run?"
-            raise BrokerUnavailable(f"{self._handler}: {error.reply_text}; {question}") from None
+            raise QueueMissing(f"{self._handler}: {error.reply_text}; {question}") from None
         except UnroutableError:
             queue = main_queue(self._handler)
             raise BrokerUnavailable(f"{queue} is not there; start a consumer, which declares it") from None

@@ -2,11 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from core.base.settings import Settings
 from core.bus.bus import BrokerUnavailable
-from core.bus.dead_letters import MOST_SHOWN, DeadLetters
+from core.bus.dead_letters import MOST_SHOWN, DeadLetters, QueueMissing
 from core.bus.topology import main_queue
 from core.order import events
 from core.running.discovery import HandlerInvalid, aligned, describe, discover
@@ -17,12 +17,14 @@ def parse_arguments(usage: str, commands: Sequence[str], argv: Sequence[str] | N
     parser = argparse.ArgumentParser(description=usage, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", nargs="?", choices=commands, default=commands[0])
     parser.add_argument("handler", nargs="?", default="")
+    parser.add_argument("--all", action="store_true")
     parser.add_argument("--limit", type=int, default=1_000_000, metavar="N")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--yes", action="store_true")
     args = parser.parse_args(argv)
-    if args.command in ("redrive", "purge", "retire") and not args.handler:
-        parser.error(f"{args.command} needs the name of a handler")
+    given = {"redrive": args.handler or args.all, "purge": args.handler, "retire": args.handler}
+    if not given.get(args.command, True):
+        parser.error(f"{args.command} needs the name of a handler{', or --all' * (args.command == 'redrive')}")
     if args.limit < 1:
         parser.error("--limit must be at least 1")
     return args
@@ -36,8 +38,8 @@ def check(settings: Settings, args: argparse.Namespace) -> None:
 def dead(settings: Settings, args: argparse.Namespace) -> None:
     """List what was parked, and why."""
     rows, notes = [["HANDLER", "ORDER", "EVENT", "TRIES", "TIME", "ERROR"]], list[str]()
-    for handler in [args.handler] if args.handler else discover(settings.handlers_dir):
-        parked = _dead_letters(settings, handler).show()
+    for handler, letters in _each(settings, args):
+        parked = letters.show()
         for body, headers in parked:
             rows.append([handler, *_describe(body), *(str(headers.get(of, "-")) for of in ("tries", "time", "error"))])
         if not parked or len(parked) == MOST_SHOWN:
@@ -57,15 +59,15 @@ def _describe(body: bytes) -> tuple[str, str]:
 
 def redrive(settings: Settings, args: argparse.Namespace) -> None:
     """Send dead letters round again."""
-    letters, queue = _dead_letters(settings, args.handler), main_queue(args.handler)
-    if args.dry_run:
-        print(f"would send {len(letters.show(args.limit))} parked messages to {queue} again")
-        return
-    sent = 0
-    for sent in letters.redrive(args.limit):
-        if sent % 100 == 0 and sys.stderr.isatty():
-            print(f"\r{sent} ", end="", file=sys.stderr, flush=True)
-    print(f"sent {sent} parked messages to {queue} again")
+    for handler, letters in _each(settings, args):
+        queue, sent = main_queue(handler), 0
+        if args.dry_run:
+            print(f"would send {min(letters.count(), args.limit)} parked messages to {queue} again")
+            continue
+        for sent in letters.redrive(args.limit):
+            if sent % 100 == 0 and sys.stderr.isatty():
+                print(f"\r{sent} ", end="", file=sys.stderr, flush=True)
+        print(f"sent {sent} parked messages to {queue} again")
 
 
 def purge(settings: Settings, args: argparse.Namespace) -> None:
@@ -83,6 +85,20 @@ def retire(settings: Settings, args: argparse.Namespace) -> None:
     letters = _dead_letters(settings, args.handler)
     _ask(args, f"Delete all queues of {args.handler}, with what is in them?")
     print(f"deleted the queues of {args.handler}, and {letters.retire(settings.retry_delays)} messages with them")
+
+
+def _each(settings: Settings, args: argparse.Namespace) -> Iterator[tuple[str, DeadLetters]]:
+    """The handler that is named, or else all that have run once."""
+    for handler in [args.handler] if args.handler else discover(settings.handlers_dir):
+        letters = _dead_letters(settings, handler)
+        try:
+            letters.count()
+        except QueueMissing as missing:
+            if args.handler:
+                raise
+            print(missing)
+        else:
+            yield handler, letters
 
 
 def _dead_letters(settings: Settings, handler: str) -> DeadLetters:

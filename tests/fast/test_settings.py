@@ -24,7 +24,7 @@ def complaint(**env: str) -> str:
 def test_without_any_setting_the_defaults_are_those_of_the_design():
     settings = load({})
     assert (settings.host, settings.port, settings.metrics_port) == ("127.0.0.1", 8080, 9090)
-    assert (settings.concurrency, settings.retry_delays) == (16, (2.0, 15.0, 90.0))
+    assert (settings.concurrency, settings.retry_delays) == (16, (2.0, 15.0, 90.0, 900.0))
     assert (settings.handlers, settings.handlers_dir.name, settings.data_dir) == ((), "handlers", Path("data"))
     assert (settings.log_level, settings.log_format) == ("info", "")
 

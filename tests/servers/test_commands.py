@@ -137,6 +137,17 @@ def test_a_long_redrive_tells_on_a_terminal_how_far_it_is(operator):
     os.close(terminal)
 
 
+def test_redrive_of_all_goes_past_a_handler_that_never_ran(operator):
+    write_handlers(operator.folder, fresh=HANDLER)
+    operator.park("email", b"{}", b"{}")
+    operator.park("inventory", b"{}")
+    lines = operator.output("redrive", "--all").splitlines()
+    assert lines[0] == "sent 2 parked messages to orders.email again"
+    assert lines[1].startswith("fresh: ") and "did it ever run" in lines[1]
+    assert lines[2] == "sent 1 parked messages to orders.inventory again"
+    assert "inventory: nothing is parked" in operator.output("dead")
+
+
 def test_a_dry_run_says_how_many_and_moves_nothing(operator):
     operator.park("email", b"1", b"2", b"3")
     assert operator.output("redrive", "email", "--dry-run") == "would send 3 parked messages to orders.email again\n"
@@ -239,10 +250,10 @@ def test_without_amqp_url_the_line_names_it(operator):
 
 
 @pytest.mark.parametrize(
-    "args", [["redrive"], ["purge"], ["retire"], ["redrive", "email", "--limit", "-1"], ["explode"]], ids=" ".join
+    "args", ["redrive", "purge", "retire", "purge --all", "retire --all", "redrive email --limit -1", "explode"]
 )
 def test_words_that_make_no_command_show_the_usage(operator, args):
-    ran = operator.run(*args)
+    ran = operator.run(*args.split())
     assert ran.returncode == 2 and ran.stderr.startswith("usage: ")
 
 

@@ -130,7 +130,7 @@ def declare_queues(url: str, names: Sequence[str], delays: Sequence[float]) -> N
                 channel.queue_purge(queue)
 
 
-def delete_queues(url: str, names=STANDARD, delays=(2, 15, 90, 0.1, 0.2, 0.3, 0.5, 1)) -> None:
+def delete_queues(url: str, names=STANDARD, delays=(2, 15, 90, 900, 0.1, 0.2, 0.3, 0.5, 1)) -> None:
     with channel_to(url) as channel:
         for name in names:
             for queue in queues_of(name, delays):
