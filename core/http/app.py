@@ -50,7 +50,9 @@ class App(Bottle):
             seconds, status = time.perf_counter() - started, response.status_code
             metrics.HTTP_SECONDS.labels(rule, method, status).observe(seconds)
             fields = {"method": method, "route": rule, "status": status, "ms": round(seconds * 1000, 1)}
-            log.info("request", extra=fields | environ.get("orderproc.log_fields", {}))
+            # A page that is open asks many times a second for what has not changed, and probes never end.
+            level = logging.DEBUG if status == 304 or rule in HEALTH else logging.INFO
+            log.log(level, "request", extra=fields | environ.get("orderproc.log_fields", {}))
         return body
 
     def default_error_handler(self, res: HTTPResponse) -> HTTPResponse | str:

@@ -729,6 +729,16 @@ def test_orders_are_counted_when_they_reach_a_status(shop):
     assert measured("orderproc_orders_total", status="cancelled") == before["cancelled"] + 1
 
 
+def test_what_asks_all_the_time_and_learns_nothing_new_is_not_in_the_log(shop, caplog):
+    tag = shop.client("GET", "/orders").headers["etag"]
+    caplog.set_level(logging.INFO, logger="orderproc")
+    assert shop.client("GET", "/orders", if_none_match=tag).status == 304
+    for probe in ("/healthz", "/readyz", "/metrics"):
+        assert shop.nobody("GET", probe).status == 200
+    assert caplog.records == []
+    assert shop.client("GET", "/orders").status == 200 and len(caplog.records) == 1
+
+
 def test_one_log_line_per_request_without_personal_data(shop, caplog, monkeypatch):
     caplog.set_level(logging.INFO, logger="orderproc")
     lines, form = [], Lines(as_json=True)
