@@ -4,11 +4,12 @@ import json
 from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 
-from core.base.settings import ROOT
+from core.base.settings import ROOT, SettingInvalid
 
 MOST_FAULTS = 20
 Fault = tuple[str, str]  # (JSON Pointer, what would be right)
@@ -22,8 +23,17 @@ def schema(name: str) -> jsonschema.Draft202012Validator:
 
 @cache
 def event_schemas() -> dict[str, jsonschema.Draft202012Validator]:
-    """Event type -> validator; a new event type is one more file in `schemas/events/`."""
+    """Event type -> validator; a new event type is one more file in `schemas/events/`, or beside the handlers."""
     return {path.stem: schema(f"events/{path.stem}") for path in sorted((ROOT / "schemas/events").glob("*.json"))}
+
+
+def add_event_schemas(folder: Path) -> None:
+    """Also the event types that handlers bring along; one that is there stays. Raises SettingInvalid."""
+    for path in folder.glob("*.json"):
+        try:
+            event_schemas().setdefault(path.stem, jsonschema.Draft202012Validator(json.loads(path.read_text())))
+        except ValueError as error:
+            raise SettingInvalid(f"{path}: is no JSON: {error}") from None
 
 
 def find_faults(validator: jsonschema.Draft202012Validator, value: Any) -> list[Fault]:

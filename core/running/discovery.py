@@ -12,7 +12,7 @@ from typing import Any
 
 from core.base.settings import SettingInvalid
 from core.bus.topology import main_queue
-from core.order.schemas import event_schemas, nearest
+from core.order.schemas import add_event_schemas, event_schemas, nearest
 
 Handlers = dict[str, dict[str, Callable[..., Any]]]  # handler -> event type -> function
 
@@ -26,7 +26,11 @@ class HandlerInvalid(SettingInvalid):
 
 
 def discover(folder: Path, wanted: Sequence[str] = ()) -> Handlers:
-    """Every handler in the folder. Raises HandlerInvalid; SettingInvalid where HANDLERS names one that is missing."""
+    """Every handler in the folder, which may bring event types along in `events/`.
+
+    Raises HandlerInvalid; SettingInvalid where HANDLERS names one that is missing, or an event type is no JSON.
+    """
+    add_event_schemas(folder / "events")
     handlers = {path.stem: _functions(path) for path in sorted(folder.glob("[!._]*.py"))}
     if not handlers:
         raise HandlerInvalid(f"{folder}: there is no handler; HANDLERS_DIR must name a folder with .py files")

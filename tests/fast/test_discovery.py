@@ -6,6 +6,7 @@ import pytest
 
 from core.base.settings import ROOT, SettingInvalid
 from core.events import Event
+from core.order.schemas import event_schemas, find_faults
 from core.running.discovery import HandlerInvalid, aligned, describe, discover
 from tests.fakes import event, services
 from tests.support.consumer import run_command, write_handlers
@@ -43,11 +44,38 @@ def test_one_file_dropped_into_the_folder_is_a_handler(folder):
     assert found["loyalty"]["order_confirmed"](event("order_confirmed"), services()) is None
 
 
+@pytest.fixture
+def types():
+    """The event types there are; those that a test adds go with it."""
+    known = dict(event_schemas())
+    yield event_schemas()
+    event_schemas().clear()
+    event_schemas().update(known)
+
+
+def test_an_event_type_beside_the_handlers_is_one(folder, types):
+    given = types["order_created"]
+    (folder / "events").mkdir(parents=True)
+    for name in ("parcel_sent", "order_created"):
+        (folder / f"events/{name}.json").write_text('{"required": ["parcel"]}')
+    found = discover(write_handlers(folder, parcels=GOOD + "def parcel_sent(event, services): ...\n"))
+    assert list(found["parcels"]) == ["order_created", "parcel_sent"]
+    assert find_faults(types["parcel_sent"], {}) == [("/parcel", "is required")]
+    assert types["order_created"] is given, "a type that is there stays as it is"
+
+
+def test_an_event_type_that_is_no_json_stops_the_start(folder, types):
+    (folder / "events").mkdir(parents=True)
+    (folder / "events/parcel_sent.json").write_text("{")
+    assert "events/parcel_sent.json: is no JSON: Expecting property name" in refusal(folder, mine=GOOD)
+
+
 def test_helpers_imports_classes_and_values_are_no_event_functions(folder):
     source = """
 import json
 from json import dumps
 from core.events import Event
+from core.order.schemas import event_schemas, find_faults
 from core.order.schemas import nearest
 from handlers.email import order_failed, order_cancelled
 
