@@ -56,7 +56,7 @@ class Attempt(NamedTuple):
 
 
 class Worker:
-    """Runs handlers on a pool of threads, and sees every delivery to its end."""
+    """Runs handlers on threads of their own, and sees every delivery to its end."""
 
     def __init__(
         self, handlers: discovery.Handlers, settings: Settings, store: Store, outbox: Outbox, functions: Functions,
@@ -64,11 +64,12 @@ class Worker:
     ) -> None:  # fmt: skip
         self._handlers, self._delays, self._stop = handlers, settings.retry_delays, stop
         self._store, self._orders, self._outbox, self._functions = store, store.orders, outbox, functions
-        self._pool = ThreadPoolExecutor(settings.concurrency * len(handlers), thread_name_prefix="handler")
+        # One for each handler: one that hangs takes no other's threads.
+        self._pools = {name: ThreadPoolExecutor(settings.concurrency, name) for name in handlers}
 
     def deliver(self, delivery: Delivery) -> None:
         """Take a delivery off the bus's thread."""
-        self._pool.submit(self._run, delivery)
+        self._pools[delivery.handler].submit(self._run, delivery)
 
     def _run(self, delivery: Delivery) -> None:
         try:

@@ -112,6 +112,20 @@ def test_already_of_two_simultaneous_deliveries_one_counts_and_takes_stock():
     assert len({message.id for message in desk.bus.sent}) == 1
 
 
+def test_a_handler_that_hangs_takes_no_other_handlers_threads():
+    hang, ran = threading.Event(), []
+    desk = Desk(
+        stuck=created(lambda event, services: hang.wait(20) and None),
+        email=created(lambda event, services: ran.append(1)),
+    )
+    orders = [desk.place()[1] for _ in range(20)]  # more than CONCURRENCY
+    held = [desk.give("stuck", body) for body in [*orders, *orders]]  # as after a reconnect
+    assert [desk.handle("email", body) for body in orders] == ["ack"] * 20 and len(ran) == 20
+    assert not any(delivery.ends for delivery in held)
+    hang.set()
+    wait_for(lambda: all(delivery.ends for delivery in held), 20)
+
+
 def test_skipped_an_order_that_was_cancelled_before_runs_no_handler(outcomes):
     ran = []
     desk = Desk(email=created(lambda event, services: ran.append(event)))

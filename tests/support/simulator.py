@@ -88,7 +88,7 @@ class Simulation:
         orders, stock = (SimulatedGroupCommit(self, self.database[name]) for name in ("orders", "stock"))
         store.orders._bulk = store.open_orders._bulk = orders
         store.stock._bulk = store.moves._bulk = stock
-        self.desk.worker._pool = self  # see `submit`
+        self.desk.worker._pools = dict.fromkeys(HANDLERS, self)  # see `submit`
 
     def check(self, seed: int) -> None:
         """A run from start to end; AssertionError names the seed that shows the fault again."""
