@@ -25,7 +25,7 @@ ifeq ($(filter embedded memory,$(MONGODB_URL) $(AMQP_URL)),)
 	@$(BIN)/python consumer.py & consumer=$$!; trap 'kill $$consumer 2>/dev/null; wait $$consumer' EXIT; $(BIN)/python orderproc.py
 else
 	@test "$(MONGODB_URL)" != memory || echo "MONGODB_URL=memory: orders vanish on exit"
-	@exec $(BIN)/python orderproc.py
+	@RETRY_DELAYS="$${RETRY_DELAYS-2,8,20}" exec $(BIN)/python orderproc.py  # short, as somebody watches
 endif
 
 demo: .venv  ## tell the story of some orders in two minutes, with a kill -9 in it; PACE=2 tells it slower

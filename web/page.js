@@ -8,14 +8,16 @@ const EXAMPLES = {
   out: { items: [{ sku: "E5", quantity: 1, price: 120 }] },
   bad: { items: [{ sku: "A1", quantity: 1, price: 9.999 }] },
   jam: { items: [{ sku: "B2", quantity: 1, price: 5 }], shippingAddress: { ...ADDRESS, city: "Jam" } },
+  dead: { items: [{ sku: "C3", quantity: 1, price: 3 }], shippingAddress: { ...ADDRESS, city: "Jam!" } },
 };
+const CUSTOMER = { customerId: "ada", email: "ada@example.com" };
 const CUSTOMERS = ["ada", "grace", "joan", "mary", "lin", "eve"];
 const STANDARD = ["inventory", "shipping", "email"].map((name) => ({ name, takes: [] })); // before a consumer reported
 const FLOW = ["order_created", "inventory_reserved", "?", "order_confirmed", "order_failed", "order_cancelled"];
 const STATUS = { order_created: "pending", order_confirmed: "processed", order_failed: "failed",
   order_cancelled: "cancelled" };
 const LEGEND = { done: "done", pending: "pending", retrying: "a try failed, another comes",
-  parked: "parked: needs a person", failed: "failed: a proper end", cancelled: "cancelled",
+  planned: "a try to come", parked: "parked: needs a person", failed: "failed: a proper end", cancelled: "cancelled",
   refused: "refused, never stored", token: "the order is here" };
 const CRASHES = { // what went wrong, what saves the order, what would be without it, what to read
   A: ["before the write", "No answer comes, so the client asks again with the same Idempotency-Key: one order, however"
@@ -25,8 +27,9 @@ const CRASHES = { // what went wrong, what saves the order, what would be withou
     "core/flow/sweep.py", "Sweep._look"],
   C: ["sent, outbox not cleared", "It is sent again. The handler finds its step already recorded and only acks.",
     "two labels and two mails for one order.", "core/order/state_machine.py", "outcome_of"],
-  D: ["worked, nothing recorded", "No ack, so it is delivered again. The stock taken was a pending move; the sweep"
-    + " rolls it back.", "a unit is gone that nobody bought.", "core/flow/sweep.py", "Sweep._end_moves"],
+  D: ["worked, nothing recorded", "No ack, so it is delivered again. Stock that was taken was a pending move, which the"
+    + " sweep rolls back; a label or a mail is asked for under the same token, and made once.",
+    "a unit is gone that nobody bought.", "core/flow/sweep.py", "Sweep._end_moves"],
   E: ["recorded, not acked", "It is delivered again. The step is there, so it is acked without work.",
     "the whole step runs twice.", "consumer.py", "Worker.run_step"],
   F: ["copied on, not acked", "The copy is confirmed before the ack, so the message may come twice, never not at all.",
@@ -35,8 +38,8 @@ const CRASHES = { // what went wrong, what saves the order, what would be withou
 const MOMENT = 600, AT_ONCE = 400; // ms a moment is shown; ms without news that are still drawn to scale
 
 const FRESH = { chosen: null, order: null, events: [], refused: null, notice: "", // of the order that is looked at
-  moment: null, playing: false, step: null, letter: null };
-const page = { ...FRESH, whole: false, placed: 0, // all that is drawn follows from this
+  moment: null, playing: false, step: null, letter: null, whole: false };
+const page = { ...FRESH, placed: 0, // all that is drawn follows from this
   key: sessionStorage.getItem("key") || "", denied: false, down: false, looksAgain: 0, offset: 0,
   orders: [], handlers: STANDARD, delays: [], stock: [], ready: {} };
 
@@ -255,7 +258,8 @@ function wordsOf({ by, event, error, failed, parked, sent, lost, try: tries }, c
     "The order and the event it owes are one document, so one write keeps both or neither. Now the API answers 201."];
   if (event && by === "api") return ["one write", ["outbox"], "B", `The new status and ${event}: both or neither.`];
   if (event) return ["one write", ["outbox"], "E", `${by} is done. Its step and the next event, ${event}, go into the`
-    + " order together: a crash keeps both or neither. Then the message is acked."];
+    + ` order together: a crash keeps both or neither. Then the message is acked.${STATUS[event] ? ` The order is`
+    + ` ${STATUS[event]} from here on.` : ""}`];
   if (failed) return [`try ${tries} failed`, ["wait", by], "F", `${error}. A copy of ${cause} waits in ${by}'s retry`
     + " queue. No other order waits for it, and what is done does not run again."];
   if (parked) return ["parked", ["dead", by], "F", `${error}, and that was the last try. The message is kept in ${by}'s`
@@ -291,12 +295,13 @@ function storyOf(order, moment, moments) {
   if (page.down) return ["refused", "The API does not answer", "What was answered 201 is stored.",
     `Trying again ${left(page.looksAgain)}.`];
   if (page.refused) return refusal(page.refused);
-  if (!order) return ["pending",
+  if (!order) return ["token",
     page.chosen ? "One moment" : page.orders.length ? "Choose an order, or place one" : "No order yet",
     "Press Good order. Its way is drawn here as it goes: stored, announced, queued, handled, answered, and what happens"
     + " when a step fails."];
-  if (moment) return ["pending", `Replay, moment ${page.moment + 1} of ${moments.length}: ${moment.name}`,
-    `${moment.say} Shown ${paceOf(order, moments)}.`];
+  const whole = order.status === "pending" ? "" : ` of ${moments.length}`; // else more is to come
+  if (moment) return ["pending", `Replay, moment ${page.moment + 1}${whole}: ${moment.name}`,
+    moment.say + (page.moment ? "" : ` This is a replay, ${paceOf(order, moments)}.`)];
 
   const { status, timeline, outbox, createdAt } = order, last = timeline.at(-1), trouble = troubleOf(order);
   const but = status === "pending" ? "" : `${status[0].toUpperCase()}${status.slice(1)}, but `;
@@ -321,7 +326,7 @@ function storyOf(order, moment, moments) {
     "No handler calls another. Each writes its step and the next event into the order, in one write; the broker carries"
     + " the event on."];
   const over = `order_${status}`, told = words(takersOf(over, order));
-  const undone = `${over} went to ${told} at once: stock is given back, the label void, the customer told.`;
+  const undone = `${over} went to ${told} at once: each undoes what it did, if it did any, or tells the customer.`;
   if (status === "cancelled") return [status, `Cancelled after ${took(order.updatedAt)}`, `The event ${undone}`];
   const failer = timeline.find((line) => line.event === "order_failed")?.by;
   return [status, `Failed: ${order.failureReason?.replaceAll("_", " ")}`,
@@ -346,7 +351,7 @@ function paceOf({ timeline }, moments) {
 const WIDE = { width: 1060, height: 296, api: [16, 120, 82, 62], doc: [133, 76, 167, 151], exchange: [366, 151, 24],
   trunk: 414, queue: 425, handler: [477, 97], pitch: 66, first: 85, lane: [611, 931], drop: 0, dead: [962, 82],
   none: "none", A: 115, B: 321, C: [402, 151], E: 557, F: 947 };
-const NARROW = { width: 332, height: 494, api: [10, 58, 62, 56], doc: [93, 20, 145, 132], exchange: [286, 86, 23],
+const NARROW = { width: 332, height: 512, api: [10, 58, 62, 56], doc: [93, 20, 145, 132], exchange: [286, 86, 23],
   trunk: 16, queue: 28, handler: [75, 92], pitch: 96, first: 194, lane: [24, 306], drop: 44, dead: [222, 92],
   none: "no dead letter", A: 82, B: 250, C: [286, 140], E: 40, F: 190 };
 const HEADS = [[16, "1 API", "answers at once"], [133, "2 One document, one write", "order and event: both or neither"],
@@ -386,8 +391,9 @@ function draw(scene, order, chosen, label) {
   drawDead(pen, at, rows, scene);
 
   const failing = scene.lines.findLast((line) => line.failed || line.parked)?.by;
+  const working = scene.tokens.find(([where]) => where === "handler")?.[1];
   const letters = { A: [at.A, at.exchange[1] + down], B: [at.B, at.exchange[1] + down], C: [at.C[0], at.C[1] + down],
-    D: [at.handler[0] + at.handler[1], at.first - 17], E: [at.E, height - 20],
+    D: [at.handler[0] + at.handler[1], (rows[working] ?? at.first) - 17], E: [at.E, height - 20],
     F: [at.F, rows[failing] ?? at.first + at.pitch] };
   for (const [name, [x, y]] of Object.entries(letters)) {
     pen.put("g", { class: `letter ${name === chosen ? "on" : ""}`, "data-letter": name },
@@ -416,7 +422,7 @@ function drawStore({ line, text, box, mark, put, spot }, { api, doc, exchange },
   line(`M${x},${y}h${width - 20}l20,20v${height - 20}h${-width}z`, `box ${stored ? "sheet" : "none"}`);
   line(`M${x},${fold}h${width}`, stored ? "link-line" : "open");
   spot("api", ax + aw, ay + down + 4);
-  spot("order", x + width - 23, y + 40);
+  spot("order", x + width - (width > 150 ? 23 : 8), y + 40);
   spot("outbox", x + width - 23, fold + 18);
   spot("exchange", ex + radius - 3, mid - radius + 3);
   const outbox = words(scene.outbox), parked = words(scene.parked);
@@ -460,7 +466,7 @@ function drawQueues({ line, text, box, spot }, at, down, low, rows, scene, asked
     text(x + width / 2, y + (gone ? -1 : 5), short(name, 13), "name mid");
     text(x + width / 2, y + 13, gone ? "no consumer" : "", "bad mid");
     spot(`queue ${name}`, at.queue + 20, y);
-    spot(`handler ${name}`, x + width - 4, y - 14);
+    spot(`handler ${name}`, x + 3, y - 14);
   }
 }
 
@@ -488,7 +494,9 @@ function drawTimes(pen, at, low, rows, scene, order, asked) {
   for (const [name, row] of Object.entries(rows)) {
     const y = row + at.drop, mine = bars.filter((bar) => bar.by === name && bar.step < scene.lines.length);
     line(`M${left},${y}H${right}`, "lane");
-    if (order && !mine.length) text(left + 2, y + 4, asked(name) ? "in the queue" : "not asked yet", "dim halo");
+    const works = scene.tokens.some(([where, who]) => where === "handler" && who === name);
+    const state = works ? "at work" : asked(name) ? "in the queue" : "not asked yet";
+    if (order && !mine.length) text(left + 2, y + 4, state, "dim halo");
     for (const { from, to, kind, step, first, cause } of mine) {
       const above = rows[scene.lines.find((each) => each.event === cause)?.by], x = place(from);
       if (first && above && above !== row) line(`M${x},${above + at.drop + 9}V${y}`, "link-line");
@@ -517,7 +525,8 @@ function drawTimes(pen, at, low, rows, scene, order, asked) {
   }
   if (!order) return;
   text(left, low + 4, "0", "mono dim");
-  if (axis.tick.x > 45) text(left + axis.tick.x, low + 4, span(axis.tick.ms), "mono dim mid");
+  if (axis.tick.x > 45 || axis.cut) text(left + Math.max(45, axis.tick.x), low + 4,
+    span(axis.tick.ms) + (axis.cut ? ", then waits" : ""), `mono dim ${axis.cut ? "" : "mid"}`);
 }
 
 function drawWait({ put, text, spot }, { from, to }, place, y, name) {
@@ -531,12 +540,14 @@ function drawWait({ put, text, spot }, { from, to }, place, y, name) {
 /** The bars and the waits of an order's timeline, in milliseconds since 1970. */
 function piecesOf(order) {
   const announced = {}, due = {}, waits = [], start = Date.parse(order.createdAt);
+  const over = order.timeline.find((line) => ["order_failed", "order_cancelled"].includes(line.event));
+  const end = over ? Date.parse(over.at) : Infinity; // nobody waits any longer then
   const bars = order.timeline.flatMap((line, step) => {
     const cause = causeOf(line), to = Date.parse(line.at), key = `${line.by}/${cause}`, first = !(key in due);
     if (line.event) announced[line.event] = to;
     if (!cause) return [];
     const from = Math.min(to, due[key] ?? announced[cause] ?? start);
-    if (line.next) waits.push({ step, from: to, to: (due[key] = Math.max(to, Date.parse(line.next))) });
+    if (line.next) waits.push({ step, from: to, to: (due[key] = Math.max(to, Math.min(end, Date.parse(line.next)))) });
     const label = line.event ?? (line.lost ? "too late" : line.done ? "done" : "");
     return [{ by: line.by, step, from, to, first, cause, kind: kindOf(line), label, tries: label ? 0 : line.try }];
   });
@@ -555,7 +566,7 @@ function axisOf(bars, waits, room, planned) {
   const place = (stop) => sum(widths.slice(0, stops.indexOf(stop)));
   const after = (n) => sum(widths) + sum(planned.slice(0, n).map((seconds) => cut(seconds * 1000) * shrink));
   const pause = gaps.findIndex((gap) => gap > AT_ONCE), last = stops[pause < 0 ? stops.length - 1 : pause];
-  return { place, after, tick: { x: place(last), ms: last - stops[0] } };
+  return { place, after, cut: pause >= 0, tick: { x: place(last), ms: last - stops[0] } };
 }
 
 // --- showing it all
@@ -581,7 +592,7 @@ function render() {
   const health = [["API", !down], ["store", ready.store !== "down"], ["broker", ready.broker !== "down"]];
   fill($("health"), health.slice(0, down ? 1 : 3), ([name, up]) => html("li", {},
     icon(up ? "done" : "parked"), ` ${name} `, html("span", { class: up ? "wide" : "" }, up ? "up" : "away")));
-  fill($("orders"), page.orders.length ? page.orders.slice(0, 10).map(rowOf) : [null], orderRow);
+  fill($("orders"), page.orders.length ? page.orders.slice(0, 7).map(rowOf) : [null], orderRow);
   if (!$("stock").contains(document.activeElement)) fill($("stock"), page.stock, stockField);
 
   const settled = scene.lines.findLastIndex((line) => line.id), latest = scene.lines.length - 1;
@@ -630,12 +641,12 @@ function showJson(order, line) {
   const { refused, whole } = page, event = line?.id && page.events.find((each) => each.id === line.id);
   const curl = [`curl ${new URL("orders", document.baseURI)} \\`,
     ` -H "Authorization: Bearer ${page.key === "demo-key" ? page.key : "$KEY"}" \\`,
-    ' -H "Content-Type: application/json" \\', ` -d '${JSON.stringify({ customerId: "ada", ...EXAMPLES.good })}'`];
+    ' -H "Content-Type: application/json" \\', ` -d '${JSON.stringify({ ...CUSTOMER, ...EXAMPLES.good })}'`];
   const [title, value] = refused ? [`The answer, ${refused.status}`, refused] : !line ? ["The same from a terminal"]
     : whole ? ["The order", order] : event ? [`The event ${event.type}`, event] : ["Its line in the timeline", line];
   $("json-title").textContent = title;
   $("whole").hidden = !line;
-  $("whole").setAttribute("aria-pressed", whole);
+  $("whole").textContent = whole ? "its step" : "whole order";
   fill($("json"), value ? jsonLines(value) : curl.map((text) => ({ key: "", text })),
     ({ key, text }) => html("div", {}, html("span", { class: "dim" }, key), text));
 }
@@ -650,8 +661,8 @@ function crashText(letter) {
 function stockField({ sku, available }) {
   const set = async ({ target }) => {
     const { status, data } = await api(`stock/${sku}`, "PUT", JSON.stringify({ available: Number(target.value) }));
-    page.notice = status < 300 ? "" : data.errors?.[0].message ?? data.detail;
-    render();
+    $("stock-says").textContent = `${sku}: ${status < 300 ? "set" : data.errors?.[0].message ?? data.detail}`;
+    target.value = data.available ?? available;
   };
   const field = html("input", { type: "number", min: 0, value: available, "data-key": sku, change: set });
   return html("li", {}, html("label", {}, html("b", {}, sku), " ", field));
@@ -682,11 +693,14 @@ async function sendOwn() {
   if (status === 201) return $("dialog").close();
   const lines = data.errors ? jsonLines(JSON.parse($("body").value)) : []; // so that each fault has a line
   if (data.errors) $("body").value = lines.map(({ key, text }) => key + text).join("\n");
-  fill($("faults"), data.errors ?? [{ pointer: "", message: data.detail }], ({ pointer, message }) => {
+  const faults = (data.errors ?? [{ pointer: "", message: `${data.title}: ${data.detail}` }]).map((fault) => {
     let at = -1; // where a field is missing, the line of what should have it
-    for (let place = pointer; data.errors && at < 0; place = place.replace(/\/[^/]*$/, "")) {
+    for (let place = fault.pointer; data.errors && at < 0; place = place.replace(/\/[^/]*$/, "")) {
       at = lines.findIndex((line) => line.pointer === place);
     }
+    return { ...fault, at };
+  });
+  fill($("faults"), faults.sort((a, b) => a.at - b.at), ({ pointer, message, at }) => {
     const ends = lines.map(({ key, text }) => key.length + text.length + 1), start = sum(ends.slice(0, at));
     const select = () => { $("body").focus(); $("body").setSelectionRange(start, start + (ends[at] ?? 1) - 1); };
     const where = at < 0 ? "" : `Line ${at + 1}, ${pointer} `;
@@ -725,7 +739,7 @@ function start() {
   history.replaceState(null, "", order ? `#order=${order}` : location.pathname);
   theme(matchMedia("(prefers-color-scheme: dark)").matches);
   fill($("legend"), Object.entries(LEGEND), ([kind, meaning]) => html("li", {}, icon(kind), ` ${meaning}`));
-  const body = { customerId: "ada", email: "ada@example.com", ...EXAMPLES.good, shippingAddress: ADDRESS };
+  const body = { ...CUSTOMER, ...EXAMPLES.good, shippingAddress: ADDRESS };
   $("body").value = JSON.stringify(body, null, 1);
   $("key").addEventListener("change", ({ target }) => {
     sessionStorage.setItem("key", (page.key = target.value));
