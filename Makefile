@@ -15,7 +15,7 @@ KEY ?= demo-key
 export MONGODB_URL ?= $(shell test -x $(BIN)/secantusd-py && echo embedded || echo memory)
 
 help:  ## print this list
-	@sed -n 's/^\([a-z-]*\):.*##/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^lesson-%/lesson-N/; s/^\([a-zN-]*\):.*##/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 run: .venv  ## start it: API, handlers and store in one process; two processes where both URLs name servers
 	@$(MAKE) --no-print-directory start
@@ -33,6 +33,9 @@ demo: .venv  ## tell the story of some orders in two minutes, with a kill -9 in 
 
 load: .venv  ## place RATE orders a second for SECONDS at what `make run` runs, or at URL with KEY
 	@$(BIN)/python -m tools.load --rate $(RATE) --seconds $(SECONDS) --url $(URL) --key $(KEY)
+
+lesson-%: .venv  ## say whether lesson 1 to 7 of docs/lessons is done, or what is missing; HINT=1 says how
+	@$(BIN)/python -m tools.lessons.check $* $(if $(HINT),--hint)
 
 test: .venv/dev  ## run every test; those that need RabbitMQ run where AMQP_URL answers
 	@unset DATA_DIR API_KEYS HOST MONGODB_URL; $(if $(filter embedded,$(AMQP_URL)),unset AMQP_URL;) $(BIN)/python -m pytest $(ARGS)
