@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pika
+from pika.adapters.select_connection import IOLoop
 
 log = logging.getLogger(__name__)
+HANDSHAKE_WITHIN = 10.0  # seconds that one address of the broker gets
 FIRST_PAUSE, LARGEST_PAUSE = 0.5, 15.0  # seconds between attempts to connect
 LONG_SESSION = 30.0  # seconds; after a shorter one the pause grows
 GOODBYE = 3.0  # seconds that the broker gets to answer when we hang up: a frozen one never does
@@ -20,7 +22,7 @@ def parameters(url: str) -> pika.URLParameters:
     parsed = pika.URLParameters(url)
     parsed.heartbeat = 15 if parsed.heartbeat is None else parsed.heartbeat
     parsed.blocked_connection_timeout = parsed.blocked_connection_timeout or 30
-    parsed.socket_timeout, parsed.stack_timeout = 5, 10
+    parsed.socket_timeout, parsed.stack_timeout = 5, HANDSHAKE_WITHIN
     return parsed
 
 
@@ -33,6 +35,7 @@ class Link:
     def __init__(self, url: str) -> None:
         self._url, self._closing = url, threading.Event()
         self._thread = threading.Thread(target=self._run, name=type(self).__name__, daemon=True)
+        self._loop: Any = None
         self._connection: Any = None
         self.channel: Any = None
         self.ready = False  # for what the subclass does with it; false again when the connection is gone
@@ -56,7 +59,7 @@ class Link:
     def call(self, function: Callable[..., object], *args: object) -> None:
         """Have a function called on the loop's thread, from any other."""
         try:
-            self._connection.ioloop.add_callback_threadsafe(lambda: function(*args))
+            self._loop.add_callback_threadsafe(lambda: function(*args))
         except Exception as error:  # the loop is gone, and with it the need for the call
             log.debug("no connection", extra={"error": repr(error)})
 
@@ -65,13 +68,15 @@ class Link:
 
     def later(self, seconds: float, function: Callable[[], object]) -> None:
         """Call a function after a while, if this connection is still there. On the loop's thread."""
-        self._connection.ioloop.call_later(seconds, function)
+        self._loop.call_later(seconds, function)
 
     def hang_up(self, reason: object) -> None:
         """End this connection; unless we are closing, another one follows. On the loop's thread."""
-        if self._connection.is_open:  # one that is only being made needs no end: it starts anew as it is
+        if (
+            self._connection and self._connection.is_open
+        ):  # one that is only being made needs no end: it starts anew as it is
             self._log("hanging up on the broker", reason)
-            self.later(GOODBYE, self._connection.ioloop.stop)
+            self.later(GOODBYE, self._loop.stop)
             self._connection.close()
 
     def _log(self, message: str, reason: object) -> None:
@@ -92,15 +97,21 @@ class Link:
             pause = FIRST_PAUSE if long else min(max(pause * 2, FIRST_PAUSE), LARGEST_PAUSE)
 
     def _session(self) -> None:
-        self._connection = pika.SelectConnection(
-            parameters(self._url), on_open_callback=lambda opened: opened.channel(on_open_callback=self._opened),
-            on_open_error_callback=self._ended, on_close_callback=self._ended,
-        )  # fmt: skip
+        self._loop = IOLoop()
+        # Not SelectConnection() itself: it gives up at the first address that accepts and then says nothing.
+        pika.SelectConnection.create_connection([parameters(self._url)], self._connected, self._loop)
         try:
-            self._connection.ioloop.start()
+            self._loop.start()
         finally:
             self.ready, self.channel = False, None
-            self._connection.ioloop.close()
+            self._loop.close()
+
+    def _connected(self, result: Any) -> None:
+        if isinstance(result, BaseException):
+            return self._ended(None, result)
+        self._connection = result
+        result.add_on_close_callback(self._ended)
+        result.channel(on_open_callback=self._opened)
 
     def _opened(self, channel: Any) -> None:
         self.channel = channel
@@ -112,4 +123,4 @@ class Link:
 
     def _ended(self, _: Any, reason: object) -> None:
         self._log("lost the broker", repr(reason))
-        self._connection.ioloop.stop()
+        self._loop.stop()

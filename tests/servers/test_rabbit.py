@@ -1,8 +1,10 @@
 """What only a real RabbitMQ shows: queues as declared, and a broker that misbehaves, dies, freezes and comes back."""
 
+import contextlib
 import gc
 import json
 import random
+import socket
 import threading
 import time
 import urllib.error
@@ -11,10 +13,11 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
+from urllib.parse import urlsplit
 
 import pytest
 
-from core.bus import publisher
+from core.bus import link, publisher
 from core.bus.bus import Message, TopologyMismatch
 from core.bus.dead_letters import DeadLetters
 from core.bus.publisher import Letter
@@ -656,6 +659,38 @@ def test_what_a_full_queue_refuses_is_unsent_and_forwarded_later(node, monkeypat
     assert length(url, main_queue("email")) == 0, "and only then was it acked"
     [(body, headers)] = parked(url)
     assert (body, headers["error"], headers["tries"]) == (b'{"n": 1}', "LookupError('x')", 4)
+
+
+@pytest.mark.parametrize("kind", ["refuses", "closes", "is silent"])
+def test_a_name_whose_first_address_is_dead_is_reached_at_the_next(rabbit, kind, monkeypatch):
+    router, dead = Router(rabbit), "127.0.0.9"
+    port = urlsplit(router.url).port
+    find = socket.getaddrinfo
+
+    def both(host, *args, **named):  # stands for a name with two addresses
+        hosts = [dead, "127.0.0.1"] if host == "127.0.0.1" else [host]
+        return [entry for each in hosts for entry in find(each, *args, **named)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    monkeypatch.setattr(link, "HANDSHAKE_WITHIN", 1)
+    with contextlib.ExitStack() as at_end:
+        at_end.callback(router.close)
+        if kind != "refuses":
+            listener = at_end.enter_context(socket.create_server((dead, port)))
+            threading.Thread(target=answer, args=(listener, kind == "closes"), daemon=True).start()
+        session = Running(Rabbit(router.url, DELAYS), TOPOLOGY)
+        assert session.bus.up and session.bus.consuming
+        session.end()
+
+
+def answer(listener, hang_up: bool) -> None:
+    """Take connections, and say nothing."""
+    held = []
+    with contextlib.suppress(OSError):
+        while True:
+            held.append(listener.accept()[0])
+            if hang_up:
+                held.pop().close()
 
 
 @own_node
