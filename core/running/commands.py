@@ -9,6 +9,7 @@ from core.bus.bus import BrokerUnavailable
 from core.bus.dead_letters import MOST_SHOWN, DeadLetters, QueueMissing
 from core.bus.topology import main_queue
 from core.order import events
+from core.order.schemas import add_event_schemas
 from core.running.discovery import HandlerInvalid, aligned, describe, discover
 
 
@@ -37,6 +38,7 @@ def check(settings: Settings, args: argparse.Namespace) -> None:
 
 def dead(settings: Settings, args: argparse.Namespace) -> None:
     """List what was parked, and why."""
+    add_event_schemas(settings.handlers_dir / "events")
     rows, notes = [["HANDLER", "ORDER", "EVENT", "TRIES", "TIME", "ERROR"]], list[str]()
     for handler, letters in _each(settings, args):
         parked = letters.show()

@@ -1,15 +1,23 @@
-"""Put a return label into every parcel: what comes after the end of an order is a handler too.
+"""A parcel that comes back: the order stays processed, and its units are for sale again.
 
-The event that follows is one of its own, `return_label_made`, and carries no status, as none may on an order that has
-ended. The label's token is derived from the order's id: a repeat gives the same label, and the first one stays.
+What follows on an order that has ended carries no status. So the carrier's news is an event of this folder's own,
+`parcel_returned`, and giving the stock back is a step of its own: where it fails, the carrier is not asked again.
 """
 
 from core.events import Event
 
-SHOP = {"name": "orderproc", "line1": "1 Return Road", "city": "Ulm", "postalCode": "89073", "country": "DE"}
-
 
 def order_confirmed(event, services):
-    wanted = {"action": "make", "token": f"{event.order['id']}-return", "shipTo": SHOP}
-    label = services.invoke("make_label", wanted)
-    return Event("return_label_made", trackingNumber=label["trackingNumber"])
+    if _came_back(event.order):
+        return Event("parcel_returned", trackingNumber=event.order["shipment"]["trackingNumber"])
+    return None
+
+
+def parcel_returned(event, services):
+    services.stock.give_back()  # what this order holds, and once only, whoever else gives it back
+    services.log.info("parcel returned", extra={"parcel": event.data["trackingNumber"]})
+
+
+def _came_back(order):
+    """Stands in for the carrier: nobody lives in the city of `Nowhere`."""
+    return order.get("shippingAddress", {}).get("city") == "Nowhere"

@@ -4,12 +4,13 @@ import os
 import pty
 import subprocess
 import sys
+import uuid
 
 import pytest
 
 from core.base.ids import new_order_id
 from core.bus.topology import dead_queue, main_queue, queues_of, retry_queue
-from core.order.events import message_body
+from core.order.events import make_event, message_body
 from tests.fakes import ORDER
 from tests.support.consumer import run_command, write_handlers
 from tests.support.samples import api_event
@@ -99,6 +100,19 @@ def test_dead_of_one_handler_lists_only_that_even_without_headers(operator):
     operator.park("inventory", b"{}")
     lines = operator.output("dead", "email").splitlines()
     assert [line.split() for line in lines[1:]] == [["email", "-", "none:", r"b'\xff'", "-", "-", "-"]]
+
+
+def test_dead_knows_the_event_types_of_the_folder(operator):
+    (operator.folder / "events").mkdir()
+    (operator.folder / "events/parcel_sent.json").write_text("{}")
+    id = new_order_id()
+    event = make_event(
+        "parcel_sent", {}, id=str(uuid.uuid4()), source="/orderproc/handlers/email", subject=id, orderstatus="pending",
+        traceparent="",
+    )  # fmt: skip
+    operator.park("email", message_body(event.envelope(), {**ORDER, "id": id}))
+    [line] = operator.output("dead", "email").splitlines()[1:]
+    assert line.split()[:3] == ["email", id, "parcel_sent"]
 
 
 def test_dead_says_so_where_nothing_is_parked(operator):
