@@ -11,21 +11,24 @@ import os
 import time
 from urllib.request import Request, urlopen
 
+# Read when the file is loaded: one that is missing stops the start, and not every order.
+URL = os.environ["WEBHOOK_URL"]
+SECRET = base64.b64decode(os.environ["WEBHOOK_SECRET"].removeprefix("whsec_"))
+
 
 def order_confirmed(event, services):
     body = json.dumps({"type": event.type, "timestamp": event.time, "data": event.order}).encode()
     now = str(int(time.time()))
-    secret = base64.b64decode(os.environ["WEBHOOK_SECRET"].removeprefix("whsec_"))
     headers = {
         "Content-Type": "application/json", "webhook-id": event.id, "webhook-timestamp": now,
-        "webhook-signature": _sign(secret, event.id, now, body),
+        "webhook-signature": _sign(event.id, now, body),
     }  # fmt: skip
-    urlopen(Request(os.environ["WEBHOOK_URL"], body, headers), timeout=10).close()
+    urlopen(Request(URL, body, headers), timeout=10).close()
 
 
 order_failed = order_cancelled = order_confirmed
 
 
-def _sign(secret, id, timestamp, body):
-    digest = hmac.digest(secret, b".".join([id.encode(), timestamp.encode(), body]), "sha256")
+def _sign(id, timestamp, body):
+    digest = hmac.digest(SECRET, b".".join([id.encode(), timestamp.encode(), body]), "sha256")
     return f"v1,{base64.b64encode(digest).decode()}"

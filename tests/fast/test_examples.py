@@ -5,9 +5,6 @@ import hmac
 import importlib.util
 import json
 import os
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 from urllib.error import HTTPError
 
@@ -15,20 +12,24 @@ import pytest
 
 from core.base.settings import ROOT
 from core.order.answers import check_answers
-from core.order.events import EventInvalid
+from core.order.events import Event, EventInvalid
 from core.order.schemas import event_schemas
-from core.running.discovery import discover, subscribers_of
+from core.running.discovery import HandlerInvalid, discover, subscribers_of
 from tests.fakes import ORDER, event, services
 from tests.support.code_size import lines_of_code
+from tests.support.servers import Receiver
 
 EXAMPLES = ROOT / "examples"
 FOLDERS = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir() and not path.name.startswith("_"))
+SECRET = base64.b64encode(b"a secret of the receiver's own").decode()
 OWN = [path for path in sorted(EXAMPLES.rglob("*.py")) if not path.is_symlink()]
 
 
 @pytest.fixture
-def handlers():
+def handlers(monkeypatch):
     """A function that gives an example's handlers; the event types it brings along go with the test."""
+    monkeypatch.setenv("WEBHOOK_URL", "http://127.0.0.1:9/")
+    monkeypatch.setenv("WEBHOOK_SECRET", f"whsec_{SECRET}")
     known = dict(event_schemas())
     yield lambda name: discover(EXAMPLES / name)
     event_schemas().clear()
@@ -96,19 +97,30 @@ def test_slow_takes_as_long_as_it_is_told(handlers, monkeypatch):
     assert waits == [3, 0.5]
 
 
-def test_returns_announces_a_label_of_its_own(handlers):
-    take, confirmed = handlers("returns")["returns"]["order_confirmed"], event("order_confirmed")
-    given = services(answers={"make_label": {"trackingNumber": "123"}})
-    [answer] = check_answers(confirmed, "returns", take(confirmed, given))
-    assert (answer.type, answer.data["trackingNumber"], answer.orderstatus) == ("return_label_made", "123", "processed")
-    assert given.calls[0][1]["token"] == f"{ORDER['id']}-return"
+def delivered(city: str) -> Event:
+    shipment = {"carrier": "ACME", "trackingNumber": "123"}
+    return event("order_confirmed", {"status": "processed", "shippingAddress": {"city": city}, "shipment": shipment})
 
 
-def test_the_label_of_a_return_must_have_a_number(handlers):
-    take, confirmed = handlers("returns")["returns"]["order_confirmed"], event("order_confirmed")
-    answer = take(confirmed, services(answers={"make_label": {"trackingNumber": ""}}))
-    with pytest.raises(EventInvalid, match="trackingNumber', 'must be a text"):
-        check_answers(confirmed, "returns", answer)
+def test_a_parcel_that_comes_back_is_announced_and_no_other(handlers):
+    take, back = handlers("returns")["returns"]["order_confirmed"], delivered("Nowhere")
+    [answer] = check_answers(back, "returns", take(back, services()))
+    assert (answer.type, answer.data["trackingNumber"], answer.orderstatus) == ("parcel_returned", "123", "processed")
+    assert take(delivered("Ulm"), services()) is None
+    assert take(event("order_confirmed"), services()) is None
+
+
+def test_a_parcel_that_comes_back_has_a_number(handlers):
+    take, back = handlers("returns")["returns"]["order_confirmed"], delivered("Nowhere")
+    back.order["shipment"]["trackingNumber"] = ""
+    with pytest.raises(EventInvalid, match="trackingNumber', .must be the parcel's number"):
+        check_answers(back, "returns", take(back, services()))
+
+
+def test_what_came_back_is_for_sale_again(handlers):
+    given = services(stock={"A1": 3}, holds={"A1": 2})
+    handlers("returns")["returns"]["parcel_returned"](event("parcel_returned", trackingNumber="123"), given)
+    assert given.stock.units == {"A1": 5}
 
 
 # --- payment
@@ -159,51 +171,30 @@ def test_shipping_waits_for_the_payment(payment):
 
 # --- webhook
 
-SECRET = b"a secret of the receiver's own"
+
+@pytest.mark.parametrize("type", ["order_confirmed", "order_failed", "order_cancelled"])
+def test_a_webhook_is_signed_and_has_one_id_however_often_it_comes(handlers, monkeypatch, type):
+    ended = event(type)
+    with Receiver(503, 204) as receiver:
+        monkeypatch.setenv("WEBHOOK_URL", receiver.url)
+        post = handlers("webhook")["webhook"][type]
+        with pytest.raises(HTTPError, match="503") as refused:
+            post(ended, services())
+        refused.value.close()
+        post(ended, services())
+    assert [headers["webhook-id"] for headers, _ in receiver.got] == [ended.id, ended.id]
+    for headers, body in receiver.got:
+        assert json.loads(body) == {"type": type, "timestamp": ended.time, "data": ended.order}
+        signed = f"{ended.id}.{headers['webhook-timestamp']}.".encode() + body
+        digest = hmac.digest(base64.b64decode(SECRET), signed, "sha256")
+        assert headers["webhook-signature"] == "v1," + base64.b64encode(digest).decode()
 
 
-@contextmanager
-def receiver(status: int = 200):
-    """What another program would do: check the signature, and keep each message once, under its id."""
-    kept: dict[str, dict] = {}
-
-    class Receive(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body, id = self.rfile.read(int(self.headers["Content-Length"])), self.headers["webhook-id"]
-            signed = f"{id}.{self.headers['webhook-timestamp']}.".encode() + body
-            right = "v1," + base64.b64encode(hmac.digest(SECRET, signed, "sha256")).decode()
-            if hmac.compare_digest(right, self.headers["webhook-signature"]):
-                kept[id] = json.loads(body)
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *args: object) -> None:
-            """Says nothing."""
-
-    with HTTPServer(("127.0.0.1", 0), Receive) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/", kept
-        server.shutdown()
-
-
-def test_a_webhook_is_signed_and_has_one_id_however_often_it_comes(handlers, monkeypatch):
-    monkeypatch.setenv("WEBHOOK_SECRET", "whsec_" + base64.b64encode(SECRET).decode())
-    confirmed = event("order_confirmed")
-    with receiver() as (url, kept):
-        monkeypatch.setenv("WEBHOOK_URL", url)
-        for _ in range(2):
-            handlers("webhook")["webhook"]["order_confirmed"](confirmed, services())
-    assert [(id, sent["type"], sent["data"]["id"]) for id, sent in kept.items()] == [
-        (confirmed.id, "order_confirmed", ORDER["id"])
-    ]
-
-
-def test_a_webhook_that_is_refused_comes_again(handlers, monkeypatch):
-    monkeypatch.setenv("WEBHOOK_SECRET", "whsec_" + base64.b64encode(SECRET).decode())
-    with receiver(503) as (url, _), pytest.raises(HTTPError) as refused:
-        monkeypatch.setenv("WEBHOOK_URL", url)
-        handlers("webhook")["webhook"]["order_failed"](event("order_failed"), services())
-    refused.value.close()
+@pytest.mark.parametrize("name", ["WEBHOOK_URL", "WEBHOOK_SECRET"])
+def test_a_webhook_without_its_settings_stops_the_start(handlers, monkeypatch, name):
+    monkeypatch.delenv(name)
+    with pytest.raises(HandlerInvalid, match=f"webhook.py: line [0-9]+: KeyError: '{name}'"):
+        handlers("webhook")
 
 
 # --- outside.py

@@ -1,5 +1,5 @@
 """Servers for tests: a store and a RabbitMQ node of our own, to be stopped and frozen, a router to cut connections,
-and a look into any broker."""
+a receiver of webhooks, and a look into any broker."""
 
 import os
 import shutil
@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -266,3 +267,36 @@ class BrokerNode:
         ran = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=60)
         assert ran.returncode == 0, ran.stderr
         return ran.stdout
+
+
+# --- webhooks
+
+
+class Receiver(HTTPServer):
+    """Keeps what is posted to `url`, as (headers, body), and answers each time with the next of `answers`."""
+
+    def __init__(self, *answers: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Keep)
+        self.url = f"http://127.0.0.1:{self.server_port}/orders"
+        self.answers, self.got = list(answers), []
+        self._thread = threading.Thread(target=self.serve_forever, args=[0.05])
+
+    def __enter__(self) -> "Receiver":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+
+class _Keep(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.got.append((self.headers, body))
+        self.send_response(self.server.answers.pop(0))
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
