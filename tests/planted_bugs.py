@@ -187,7 +187,7 @@ BUGS = [
     Bug(
         "cancel in any status",
         "core/order/state_machine.py",
-        [("needed = TRANSITIONS[event.type].needs", 'needed: Any = {"$exists": True}')],
+        [("needed, lines = TRANSITIONS[event.type].needs, [", 'needed, lines = {"$exists": True}, [')],
         "servers/test_store.py fast/test_api.py",
     ),
     Bug("no drain", "core/http/serving.py", [("    drain(server, turn)\n", "    server.close()\n")], "processes/test_server.py"),
