@@ -195,7 +195,7 @@ def consume(
 def run(settings: Settings, _: Namespace) -> None:
     """Consume until SIGTERM."""
     if settings.single_process:
-        raise SettingInvalid("MONGODB_URL, AMQP_URL: embedded and memory live in orderproc.py, which consumes as well")
+        raise SettingInvalid("MONGODB_URL, AMQP_URL: embedded and memory live in orderproc.py, so run that instead")
     stop = stop_on_signal(within=GRACE)
     store, bus = wiring.connect_all(settings, settings.mongodb_url)
     handlers = discovery.discover(settings.handlers_dir, settings.handlers)

@@ -20,7 +20,7 @@ from core.flow.outbox import Outbox
 from core.order.state_machine import OrderDocument, step_name, unfinished_steps
 from core.store.connection import StoreUnavailable, Write
 from core.store.moves import UNMARKED
-from core.store.open_orders import Resent
+from core.store.open_orders import Resends
 from core.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Sweep(threading.Thread):
 
     def _look_at(self, orders: list[OrderDocument]) -> None:
         later = now() + LONGEST_WAIT  # for one that cannot be read
-        looks: list[tuple[Write, list[Resent]]] = [
+        looks: list[tuple[Write, Resends]] = [
             safely(self._look, order) or (self._open_orders.look_again(order, later), []) for order in orders
         ]
         # First, so that nothing is sent each second where the store takes no writes.
@@ -88,7 +88,7 @@ class Sweep(threading.Thread):
             if document is not None:
                 safely(self._send, order, resend)
 
-    def _look(self, order: OrderDocument) -> tuple[Write, list[Resent]]:
+    def _look(self, order: OrderDocument) -> tuple[Write, Resends]:
         """The write that says when to look next, and what is unfinished for so long that it is sent again.
 
         `sweeps` counts the waiting times that have passed since the order was touched. Where nobody swept while several
@@ -111,7 +111,7 @@ class Sweep(threading.Thread):
             due = moment + OUTBOX_AGAIN
         return self._open_orders.look_again(order, min(due, moment + LONGEST_WAIT), sweeps, resend), resend
 
-    def _send(self, order: OrderDocument, resend: list[Resent]) -> None:
+    def _send(self, order: OrderDocument, resend: Resends) -> None:
         self._outbox.publish_pending(order)
         for handler, envelope in resend:
             if envelope["id"] not in order["outbox"]:

@@ -63,17 +63,14 @@ def _functions(path: Path) -> dict[str, Any]:
         )
     module, imported = _run(path), _imported(path)
     own = {name: value for name, value in module.items() if callable(value) and name not in imported}
-    public = {name: value for name, value in own.items() if not name.startswith("_") and not _is_class(name, value)}
+    # An exception or a dataclass of its own is none; one that is named like an event is meant to be.
+    wanted = {name for name in own if name in event_schemas() or not inspect.isclass(own[name])}
+    public = {name: own[name] for name in own if name in wanted and not name.startswith("_")}
     for name, function in public.items():
         _check(path, name, function)
     if not public:
         raise HandlerInvalid(f"{path}: no function is named after an event type; add one, for example order_created")
     return public
-
-
-def _is_class(name: str, value: Any) -> bool:
-    """An exception or a dataclass of its own; one that is named like an event is meant to be a handler."""
-    return inspect.isclass(value) and name not in event_schemas()
 
 
 def _run(path: Path) -> dict[str, Any]:

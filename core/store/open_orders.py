@@ -11,7 +11,7 @@ from core.store.connection import Write
 from core.store.group_commit import GroupCommit
 from core.store.orders import TIMELINE_KEPT
 
-Resent = tuple[str, Envelope]  # (handler, what it misses)
+Resends = Sequence[tuple[str, Envelope]]  # (handler, what it misses)
 OPEN, WAITING = {"due": {"$exists": True}}, {"outboxSince": {"$exists": True}}
 FAR = timedelta(minutes=31)  # the sweep never plans further ahead; what is due later is so by a wrong clock
 
@@ -34,17 +34,13 @@ class OpenOrders:
         documents = self._bulk.do(read=ids) if ids else {}
         return [documents[id] for id in ids if id in documents]
 
-    def look_again(
-        self, order: OrderDocument, due: datetime | None, sweeps: int = 0, resent: Sequence[Resent] = ()
-    ) -> Write:
+    def look_again(self, order: OrderDocument, due: datetime | None, sweeps: int = 0, resent: Resends = ()) -> Write:
         """Have the sweep look at an order at `due`, or no more; dropped if a Change came since it was read."""
         sets: dict[str, Any] = {"sweeps": sweeps, "touched": order.get("touched")} | ({"due": due} if due else {})
         sets |= {"timeline": _with_sent(order, resent)} if resent else {}
-        over = (("due", not due), ("outboxSince", not order.get("outbox")), ("redriven", "redriven" in order))
-        gone = {name: 1 for name, is_over in over if is_over}
-        return Write(
-            {"_id": order["_id"], "rev": order.get("rev")}, {"$set": sets} | ({"$unset": gone} if gone else {})
-        )
+        over = {"redriven": True, "due": not due, "outboxSince": not order.get("outbox")}
+        gone = {name: 1 for name, is_over in over.items() if is_over}
+        return Write({"_id": order["_id"], "rev": order.get("rev")}, {"$set": sets, "$unset": gone})
 
     def write(self, writes: list[Write]) -> list[Any]:
         """Run what `look_again` made; gives None for each that was refused."""
@@ -90,7 +86,7 @@ def _fence(order_id: str, attempt: str) -> Write:
     return Write({"_id": order_id, "steps.attempt": {"$ne": attempt}}, {"$addToSet": {"fenced": attempt}})
 
 
-def _with_sent(order: OrderDocument, resent: Sequence[Resent]) -> list[Line]:
+def _with_sent(order: OrderDocument, resent: Resends) -> list[Line]:
     """The timeline, with a line for each step that the sweep sends again: one a step, with how often."""
     lines = list(order["timeline"])
     for handler, envelope in resent:
