@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,10 @@ from tools.lessons import KEY
 from tools.lessons.without import LESSONS, all_diffs, notice
 
 SOLUTIONS = ROOT / "docs/lessons/solutions"
-NEEDS_RABBITMQ = ("3.2", "4.")
-READY = re.compile(r"Ctrl-C ends|listening|orderproc is at")
+API = re.compile("orderproc is at|listening")
+READY = re.compile(f"Ctrl-C ends|orders.shipping|{API.pattern}")
 VARYING = [(r"order [0-9a-f]{6}\b", "order X"), (r" *[\d.]+ ?m?s\b", " N ms"), (r" +", " ")]
-CHANGES = re.compile(r"^(order|buyers|cancel|redrive|kill|rm|mv|touch|sed|stock \w+ \d|for )")
+CHANGES = re.compile(r"^(order|buyers|cancel|redrive|sleep|rm|mv|touch|sed|stock \w+ \d|for )")
 
 
 class Terminal:
@@ -41,10 +42,11 @@ class Terminal:
     def __init__(self, folder: Path, number: str, environment: dict[str, str]) -> None:
         self._folder, self._output = folder, folder.parent / f"terminal-{number}"
         self._count, self._from = 0, 0
-        self._shell = subprocess.Popen(
-            ["bash"], cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=self._output.open("wb"),
-            stderr=subprocess.STDOUT, start_new_session=True, text=True,
-        )  # fmt: skip
+        with self._output.open("wb") as output:
+            self._shell = subprocess.Popen(
+                ["bash"], cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output,
+                start_new_session=True, text=True,
+            )  # fmt: skip
         self._type("trap : INT")  # Ctrl-C ends what runs in the shell, and not the shell
 
     def _type(self, text: str) -> None:
@@ -55,8 +57,7 @@ class Terminal:
         """Type a command, without waiting for it."""
         self._count += 1
         self._from = len(self._output.read_bytes())
-        script = self._folder.parent / "command"
-        script = script.with_name(f"command-{self._output.name}-{self._count}")
+        script = self._folder.parent / f"{self._output.name}-command-{self._count}"
         script.write_text(command + "\n")
         self._type(f". {script} </dev/null; echo; echo ended-{self._count}")
 
@@ -65,17 +66,22 @@ class Terminal:
         return self._output.read_bytes()[self._from :].decode().split(f"\nended-{self._count}\n")[0]
 
     def is_free(self) -> bool:
-        return f"\nended-{self._count}\n" in self._output.read_bytes()[self._from :].decode()
+        return not self._count or f"\nended-{self._count}\n" in self._output.read_bytes()[self._from :].decode()
 
     def interrupt(self) -> None:
         os.killpg(self._shell.pid, signal.SIGINT)
 
     def close(self) -> None:
-        if not self.is_free():
-            self.interrupt()
-            wait_for(self.is_free, 30, "what ran in a terminal ends")
-        self._shell.stdin.close()
-        self._shell.wait(10)
+        """End what runs in it, and it."""
+        try:
+            if not self.is_free():
+                self.interrupt()
+                wait_for(self.is_free, 30, "what ran in a terminal ends")
+        finally:
+            self._shell.stdin.close()
+            with suppress(ProcessLookupError):
+                os.killpg(self._shell.pid, signal.SIGKILL)
+            self._shell.wait(10)
 
 
 class Room:
@@ -129,11 +135,14 @@ class Room:
         try:
             return self.api.call("GET", "/readyz").status == 200
         except OSError:
-            return not any(re.search("orderproc is at|listening", each.printed()) for each in self.terminals.values())
+            return not any(API.search(each.printed()) for each in self.terminals.values() if not each.is_free())
+        finally:
+            self.api.close()
 
     def close(self) -> None:
-        for number in sorted(self.terminals):
-            self.terminals[number].close()
+        """Close every terminal, and what runs in it."""
+        while self.terminals:
+            self.terminals.pop(min(self.terminals)).close()
 
 
 @pytest.fixture(scope="module")
@@ -181,16 +190,16 @@ def test_every_command_does_what_the_lesson_says(lesson, room):
         ["make", f"lesson-{number}", "HINT=1"], cwd=room.folder, env=room.environment, capture_output=True, text=True
     )
     assert asked.returncode != 0 and "missing" in asked.stdout and "Not yet." in asked.stdout
-    for stop, text in parts(lesson):
-        if stop == "3.2" and not installed("rabbitmq-server"):
-            continue
-        for terminal, command, expected in script(text):
-            if not terminal:
-                (room.folder / command).write_text(expected)
-            else:
-                room.do(terminal, command, expected)
-                tell_seconds(room, command)
-    leave(room)
+    try:
+        for stop, text in parts(lesson):
+            for terminal, command, expected in script(text) if stop != "3.2" or installed("rabbitmq-server") else ():
+                if terminal:
+                    room.do(terminal, command, expected)
+                    tell_seconds(room, command)
+                else:
+                    (room.folder / command).write_text(expected)
+    finally:
+        room.close()  # the next lesson begins with new terminals
 
 
 def tell_seconds(room: Room, command: str) -> None:
@@ -198,12 +207,6 @@ def tell_seconds(room: Room, command: str) -> None:
     if command in marks and command not in room.environment:
         room.environment[command] = ""
         print(f"{time.monotonic() - room.cloned:.1f} s from a fresh clone to {marks[command]}")
-
-
-def leave(room: Room) -> None:
-    """A lesson begins with new terminals."""
-    room.close()
-    room.terminals.clear()
 
 
 # --- what the pages say

@@ -3,7 +3,8 @@
     run              API, handlers and store in one process, as `make run`
     run on-broker    the same, but with RabbitMQ between them: the one of `run broker`, or the one AMQP_URL names
     run broker       a RabbitMQ of our own (needs the program rabbitmq-server)
-    run servers      what two processes need beside them: that broker, unless AMQP_URL names one, a store, the functions
+    run servers      what two processes need beside them: that broker, a store and the functions, but for those that
+                     AMQP_URL, MONGODB_URL and AWS_ENDPOINT_URL_LAMBDA name
     run api          only the API, on these servers
     run consumer     only the handlers, on these servers
 
@@ -131,7 +132,8 @@ def main() -> None:
     if part == "broker":
         keep(["broker"])
     elif part == "servers":
-        keep([*([] if "AMQP_URL" in os.environ else ["broker"]), "store", "functions"])
+        own = {"broker": "AMQP_URL", "store": "MONGODB_URL", "functions": "AWS_ENDPOINT_URL_LAMBDA"}
+        keep([name for name, variable in own.items() if variable not in os.environ])
     else:
         become(part)
 
