@@ -19,7 +19,8 @@ from core.bus.topology import EXCHANGE
 
 log = logging.getLogger(__name__)
 WINDOW = 500  # messages unconfirmed
-BOUND = 10_000  # messages in hand; beyond it they stay in their outbox
+BOUND, LARGEST = 10_000, 64 * 1024 * 1024  # messages in hand, and their bytes; beyond they stay in their outbox
+MOST_TOLD = 8  # who asked for one message; a broker that blocks for hours is asked for it again and again
 CONFIRM_WITHIN = 10.0  # seconds; pika has no deadline of its own
 NUMBER = "publish-number"  # a header: tells which publish an unroutable message was
 
@@ -63,15 +64,19 @@ class Publisher(Link):
         self._lock = threading.Lock()
         self.in_hand: dict[tuple[str, str, bytes], Letter] = {}  # queued or unconfirmed, oldest first
         self._queued: deque[Letter] = deque()
+        self._bytes = 0  # in hand
 
     def publish(self, letter: Letter) -> None:
         """Take a letter in hand; `done` is told what became of it. One that is in hand is not sent twice."""
         with self._lock:
-            if known := self.in_hand.get(letter.key):
+            known = self.in_hand.get(letter.key)
+            if known and len(known.done) < MOST_TOLD:
                 return known.done.extend(letter.done)
-            if has_room := len(self.in_hand) < BOUND:
+            has_room = not known and len(self.in_hand) < BOUND and self._bytes + len(letter.body) <= LARGEST
+            if has_room:
                 self.in_hand[letter.key] = letter
                 self._queued.append(letter)
+                self._bytes += len(letter.body)
         if not has_room:
             letter.tell("unsent")
         elif self.ready:
@@ -130,4 +135,5 @@ class Publisher(Link):
     def _finish(self, letter: Letter, outcome: PublishOutcome) -> None:
         with self._lock:
             del self.in_hand[letter.key]
+            self._bytes -= len(letter.body)
         letter.tell(outcome)

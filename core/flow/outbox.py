@@ -34,8 +34,8 @@ class Outbox:
 
     def publish_one(self, order: OrderDocument, envelope: Envelope, handler: str = "") -> None:
         """Publish one event of an order: to its subscribers, or (again) to one handler only."""
-        id, type = envelope["id"], envelope["type"]
-        fields = {"order": order["_id"], "event": id, "type": type}
+        id, type, order_id = envelope["id"], envelope["type"], order["_id"]  # `published` keeps these, not the order
+        fields = {"order": order_id, "event": id, "type": type}
 
         def published(outcome: PublishOutcome) -> None:
             if outcome != "unsent":
@@ -43,7 +43,7 @@ class Outbox:
             if outcome != "confirmed":
                 log.warning("an event was not taken; it waits in its outbox", extra=fields | {"outcome": outcome})
             elif not handler:
-                self._orders.clear(order["_id"], id)
+                self._orders.clear(order_id, id)
             if outcome == "unroutable" and self._subscribed is not None:  # we declared queues for it, and they are gone
                 self._bus.rebuild()
 

@@ -1,7 +1,9 @@
 """From the outbox to the bus: what is sent, and that only a confirmed event leaves."""
 
+import gc
 import json
 import threading
+import weakref
 
 import mongomock
 import pytest
@@ -14,7 +16,7 @@ from core.store.connection import StoreBusy
 from core.store.group_commit import LARGEST_QUEUE
 from core.store.store import Store
 from tests.support.buses import FakeBus
-from tests.support.samples import a_step, api_event, event_of, place
+from tests.support.samples import a_step, api_event, event_of, place, stored_order
 from tools.chaos.system import wait_for
 
 
@@ -167,3 +169,19 @@ def test_on_an_unroutable_event_whoever_declares_queues_redeclares_them(store, d
     bus = FakeBus("unroutable")
     Outbox(store, bus, subscribed).publish_pending(document)
     assert bus.rebuilt == rebuilt
+
+
+class Document(dict):
+    """One that can be watched."""
+
+
+def test_what_waits_for_its_confirm_holds_no_order():
+    store, bus = Store(mongomock.MongoClient()["orderproc"]), FakeBus(outcome=None)
+    order = Document(stored_order(store.orders))
+    watched = weakref.ref(order)
+    Outbox(store, bus).publish_pending(order)
+    del order
+    gc.collect()
+    assert watched() is None and len(bus.sent) == 1
+    bus.report("confirmed")
+    wait_for(lambda: store.orders.get(json.loads(bus.sent[0].body)["subject"])["outbox"] == [], 5)

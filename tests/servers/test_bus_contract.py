@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -183,6 +184,32 @@ def test_publishing_never_blocks_and_what_is_too_much_is_unsent(carrier, monkeyp
         f"inventory_reserved-{number}" for number in range(20, 25)
     ]
     bus.close()
+
+
+def unreachable() -> Rabbit:
+    return Rabbit(f"amqp://guest:guest@127.0.0.1:{free_port()}", DELAYS)
+
+
+def test_what_is_in_hand_is_bounded_in_bytes_and_has_room_again(monkeypatch):
+    monkeypatch.setattr(publisher, "LARGEST", 100)
+    bus = unreachable()
+    outcomes = Outcomes(bus)
+    for number in range(4):
+        outcomes.publish(replace(event("inventory_reserved", number), body=b"x" * 40))
+    assert dict(outcomes.by_id) == {"inventory_reserved-2": ["unsent"], "inventory_reserved-3": ["unsent"]}
+    bus.publisher._finish(next(iter(bus.publisher.in_hand.values())), "confirmed")
+    outcomes.publish(replace(event("inventory_reserved", 5), body=b"x" * 40))
+    assert "inventory_reserved-5" not in outcomes.by_id and len(bus.publisher.in_hand) == 2
+
+
+def test_who_asks_again_and_again_for_one_message_does_not_make_it_grow():
+    bus = unreachable()
+    outcomes = Outcomes(bus)
+    for _ in range(100):
+        outcomes.publish(event("inventory_reserved"))
+    [letter] = bus.publisher.in_hand.values()
+    assert len(letter.done) == publisher.MOST_TOLD
+    assert outcomes.by_id["inventory_reserved-0"] == ["unsent"] * (100 - publisher.MOST_TOLD)
 
 
 # --- consuming -------------------------------------------------------------------------------------------------------
