@@ -24,7 +24,7 @@ from core.base import logs, metrics
 from core.base.settings import SettingInvalid, Settings
 from core.bus.bus import Bus, Delivery
 from core.flow.outbox import Outbox
-from core.flow.services import Functions, Services, StockMoves, lambda_client
+from core.flow.services import Functions, Services, StockInDoubt, StockMoves, lambda_client
 from core.order.answers import check_answers
 from core.order.events import Event, EventInvalid, parse
 from core.order.state_machine import MOST_EVENTS, TRANSITIONS, OrderDocument, Outcome, Step, outcome_of, step_name
@@ -96,11 +96,11 @@ class Worker:
                         outcome = self.run_step(attempt)
                         log.info(f"{event.type} {outcome}")
                     return outcome
-                except StoreUnavailable:  # no outcome: keep the message, spend no try, and wait with all the others
+                except (StoreUnavailable, StockInDoubt):  # no outcome: keep the message, spend no try, run it again
                     self._wait_for_the_store()
 
     def _wait_for_the_store(self) -> None:
-        """Until it reads and writes, as the handler is run again then. Raises StoreUnavailable on a stop."""
+        """A second at least, and until it reads and writes. Raises StoreUnavailable on a stop."""
         while not self._stop.wait(1):
             if self._store.ping():
                 return
@@ -118,13 +118,16 @@ class Worker:
         if outcome or event.type not in self._handlers[delivery.handler]:
             delivery.ack()
             return "already" if outcome == "already" else "skipped"
-        moves = StockMoves(self._store.moves, order, attempt.id, last_try=delivery.tries >= len(self._delays))
+        moves = StockMoves(self._store.moves, order, attempt.id)
         try:
             began = time.monotonic()
             answers = self._run_handler(attempt, moves, MOST_EVENTS - len(order["events"]))
             made = Step(step=step, attempt=attempt.id, moves=moves.made(), ms=round((time.monotonic() - began) * 1000))
             order = self._orders.record(event, made, answers)
         except StoreUnavailable:  # the store did not reply, so the step may be recorded: the moves stay pending
+            raise
+        except StockInDoubt:
+            moves.roll_back()
             raise
         except BaseException as error:  # sys.exit, a cancelled asyncio task, a panic of another language: a failed try
             moves.roll_back()

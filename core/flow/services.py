@@ -14,7 +14,9 @@ from core.store.moves import Moves
 
 
 class StockInDoubt(Exception):
-    """Units that others hold in pending moves may come back: not to be decided now, the step is tried again later."""
+    """Units that others hold in pending moves may come back: not to be decided now. The step is run again each second
+    until it is, which the sweep sees to; that spends no try.
+    """
 
 
 class FunctionFailed(Exception):
@@ -24,8 +26,8 @@ class FunctionFailed(Exception):
 class StockMoves:
     """`services.stock`: the stock moves of one attempt, pending until the order records the attempt."""
 
-    def __init__(self, moves: Moves, order: OrderDocument, attempt: str, last_try: bool) -> None:
-        self._pending, self._order, self._last_try = moves, order, last_try
+    def __init__(self, moves: Moves, order: OrderDocument, attempt: str) -> None:
+        self._pending, self._order, self._in_doubt = moves, order, False
         self._moves: dict[str, dict[str, int]] = {}  # id -> {sku: units}, negative where given back
         self._ids = (f"{attempt}.{number}" for number in itertools.count())  # no id twice, also not a rolled-back one
         self._outcome_unknown = False
@@ -38,9 +40,10 @@ class StockMoves:
         move, short = self._begin(self._pending.take, lines)
         if short:
             self._ask(self._pending.roll_back, move, self._moves.pop(move))
-        if "in_doubt" in short.values() and not self._last_try:
+        if "in_doubt" in short.values():
+            self._in_doubt = True
             raise StockInDoubt("units that others hold in pending moves may come back")
-        return {sku: "out_of_stock" if reason == "in_doubt" else reason for sku, reason in short.items()}
+        return short
 
     def give_back(self) -> None:
         """Return what the order's recorded steps hold; nothing if they hold nothing."""
@@ -61,9 +64,11 @@ class StockMoves:
             raise
 
     def made(self) -> list[Move]:
-        """What the order is to record. Raises StoreUnavailable where nobody knows."""
+        """What the order is to record. Raises StoreUnavailable where nobody knows, StockInDoubt where it is open."""
         if self._outcome_unknown:  # a handler may have swallowed it
             raise StoreUnavailable("whether a stock move was made is not known")
+        if self._in_doubt:
+            raise StockInDoubt("a shortage is not decided yet")
         moves = self._moves.items()
         return [Move(move=move, sku=sku, quantity=units) for move, lines in moves for sku, units in lines.items()]
 

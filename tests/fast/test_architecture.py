@@ -44,7 +44,7 @@ ONLY = {  # who speaks to the outside through what
     "boto3": {"core/flow/services.py", "lambdas/tokens.py"},
     "prometheus_client": {"core/base/metrics.py", "core/running/health.py"},
 }
-LARGEST_PROGRAM = 3190  # lines of code; a commit that raises this says why
+LARGEST_PROGRAM = 3200  # lines of code; a commit that raises this says why
 LARGEST_MUST_READ = 550
 LARGEST_FILE = 200
 LARGEST_FUNCTION = 25

@@ -199,9 +199,9 @@ class Simulation:
         call(*args)
 
     def wait(self, seconds: float) -> bool:
-        """As the stop signal, on which the worker waits while the store is away."""
+        """As the stop signal, on which the worker waits while the store is away or a shortage is in doubt."""
         self.moment()
-        return self.trouble and self.dice.random() < 0.5
+        return not self.trouble or self.dice.random() < 0.5
 
     def is_set(self) -> bool:
         return False
