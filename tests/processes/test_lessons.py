@@ -236,6 +236,17 @@ def test_every_lesson_is_made_in_the_same_way(lesson):
         assert headings == ["Guess", "Do", "See", "Why", "Without it"], stop[:40]
 
 
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_what_one_is_told_to_see_the_page_can_say(lesson):
+    """Words in italics, up to what is different each time: a number, a reason."""
+    source = (ROOT / "web/page.js").read_text() + (ROOT / "web/index.html").read_text()
+    page = re.sub(r'\$\{[^}"]*"|"\}', "", source)  # what stands only sometimes, as in `${again || "First, "}then`
+    seen = re.findall(r"^\*\*See\.\*\*(.*?)^\n", lesson.read_text(), re.DOTALL | re.MULTILINE)
+    quoted = re.findall(r"(?<!\*)\*([^*]+)\*(?!\*)", " ".join(seen))
+    told = [re.split(r"[:\d]", " ".join(each.split()))[0].strip() for each in quoted]
+    assert [words for words in told if words not in page] == [] and len(seen) >= 2
+
+
 def names(path: Path) -> set[str]:
     """What a Python file defines: functions, classes, `Class.method`, second names."""
     found = set()
