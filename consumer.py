@@ -126,11 +126,10 @@ class Worker:
             order = self._orders.record(event, made, answers)
         except StoreUnavailable:  # the store did not reply, so the step may be recorded: the moves stay pending
             raise
-        except StockInDoubt:
-            moves.roll_back()
-            raise
         except BaseException as error:  # sys.exit, a cancelled asyncio task, a panic of another language: a failed try
             moves.roll_back()
+            if isinstance(error, StockInDoubt):  # no try is spent on that
+                raise
             return self._try_later(attempt, error)
         return self._conclude(attempt, order, answers, moves)
 
