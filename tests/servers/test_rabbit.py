@@ -681,6 +681,7 @@ def test_a_name_whose_first_address_is_dead_is_reached_at_the_next(rabbit, kind,
         session = Running(Rabbit(router.url, DELAYS), TOPOLOGY)
         assert session.bus.up and session.bus.consuming
         session.end()
+        session.bus.close()
 
 
 def answer(listener, hang_up: bool) -> None:

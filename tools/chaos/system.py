@@ -178,7 +178,7 @@ class System:
         """Every order, as the API shows it."""
         found, cursor = [], ""
         while True:
-            _, page = self.call("GET", f"/orders?limit=100{cursor}")
+            page = self._page(f"limit=100{cursor}")
             found += page["orders"]
             if not page["next"]:
                 return found
@@ -186,8 +186,11 @@ class System:
 
     def pending(self, limit: int = 100) -> set[str]:
         """The ids of orders that are pending, up to a limit."""
-        _, page = self.call("GET", f"/orders?limit={limit}&status=pending")
-        return {order["id"] for order in page["orders"]}
+        return {order["id"] for order in self._page(f"limit={limit}&status=pending")["orders"]}
+
+    def _page(self, query: str) -> dict:
+        """A page of orders; where the store is slow for a moment (503), it is asked for again."""
+        return wait_for(lambda: (answer := self.call("GET", f"/orders?{query}"))[0] == 200 and answer[1], 10)
 
     def wait_until_final(self, seconds: float = 60) -> float:
         """Wait until no order is pending and every mail is recorded; gives the seconds that took."""
