@@ -72,9 +72,8 @@ class Link:
 
     def hang_up(self, reason: object) -> None:
         """End this connection; unless we are closing, another one follows. On the loop's thread."""
-        if (
-            self._connection and self._connection.is_open
-        ):  # one that is only being made needs no end: it starts anew as it is
+        # One that is only being made needs no end: it starts anew as it is.
+        if self._connection and self._connection.is_open:
             self._log("hanging up on the broker", reason)
             self.later(GOODBYE, self._loop.stop)
             self._connection.close()

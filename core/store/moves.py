@@ -93,8 +93,10 @@ def _end(sku: str, move: str, units: int) -> Write:
 def _shortage(document: dict[str, Any] | None, move: str, units: int) -> str:
     if document is None:
         return "unknown_sku"
-    pending = document.get("moves", [])
+    pending = [each for each in document.get("moves", []) if _is_ours(each)]
     if any(other["id"] == move for other in pending):
         return ""
-    coming_back = sum(abs(other["units"]) for other in pending)  # a take if rolled back, a give-back if committed
+    # A take if rolled back, a give-back if committed; what this attempt itself holds does not come back to it.
+    others = [other for other in pending if other["id"].partition(".")[0] != move.partition(".")[0]]
+    coming_back = sum(abs(other["units"]) for other in others)
     return "in_doubt" if document["available"] + coming_back >= units else "out_of_stock"

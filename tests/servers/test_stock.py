@@ -370,6 +370,13 @@ def test_a_doubtful_shortage_is_never_final(moves, pending):
     assert StockMoves(moves, ORDER, "b").take(line) == {"A1": "out_of_stock"}
 
 
+def test_what_an_attempt_holds_itself_leaves_it_in_no_doubt(moves, available):
+    made = StockMoves(moves, ORDER, "a")
+    assert made.take([{"sku": "A1", "quantity": 8}]) == {}
+    assert made.take([{"sku": "A1", "quantity": 4}]) == {"A1": "out_of_stock"}
+    assert available() == 2 and [move["quantity"] for move in made.made()] == [8]
+
+
 def test_moves_are_committed_or_rolled_back_together(moves, available, pending):
     for end, units in (("roll_back", 10), ("commit", 7)):
         made = StockMoves(moves, ORDER, end)
