@@ -51,9 +51,11 @@ def _check(event: Event, handler: str, order: dict[str, Any]) -> None:
     from_handlers = [type for type in event_schemas() if type not in TRANSITIONS or TRANSITIONS[type].by == "handler"]
     if event.type not in from_handlers:
         raise EventInvalid(f"{handler} answered {event.type}: {nearest(event.type, from_handlers)}")
-    if odd := _find_odd(event.data, "/data"):
-        raise EventInvalid(f"{handler} answered {event.type}: {odd}, which JSON cannot hold")
-    body = message_body(event.envelope(), order)
+    try:
+        body = message_body(event.envelope(), order)
+    except (TypeError, ValueError) as error:
+        odd = _find_odd(event.data, "/data") or error
+        raise EventInvalid(f"{handler} answered {event.type}: {odd}, which JSON cannot hold") from None
     faults = find_faults(event_schemas()[event.type], json.loads(body))
     if faults or len(body) > LARGEST_EVENT + len(json.dumps(order)):
         raise EventInvalid(f"{handler} answered {event.type}: {faults[0] if faults else f'over {LARGEST_EVENT} bytes'}")

@@ -61,7 +61,7 @@ def _functions(path: Path) -> dict[str, Any]:
         raise HandlerInvalid(
             f"{path}: its name must be 1 to 60 of a-z A-Z 0-9 _ beginning with a letter: queues have it"
         )
-    module, imported = _run(path), _imported(path)
+    module, imported = _run(path)
     own = {name: value for name, value in module.items() if callable(value) and name not in imported}
     # An exception or a dataclass of its own is none; one that is named like an event is meant to be.
     wanted = {name for name in own if name in event_schemas() or not inspect.isclass(own[name])}
@@ -73,7 +73,8 @@ def _functions(path: Path) -> dict[str, Any]:
     return public
 
 
-def _run(path: Path) -> dict[str, Any]:
+def _run(path: Path) -> tuple[dict[str, Any], set[str]]:
+    """What the file defines, and the names that it takes from elsewhere."""
     # Not imported: two folders may have files of one name, and only one module of a name can be. Known by its name only
     # while it runs, as dataclasses ask for their module.
     module = ModuleType(f"handlers.{path.stem}")
@@ -81,20 +82,16 @@ def _run(path: Path) -> dict[str, Any]:
     known = sys.modules.get(module.__name__)
     sys.modules[module.__name__] = module
     try:
-        exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
+        tree = ast.parse(path.read_bytes(), path)
+        exec(compile(tree, path, "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         what = " ".join(str(error).split())
         raise HandlerInvalid(f"{path}: line {_line(path, error)}: {type(error).__name__}: {what}") from None
     finally:
         del sys.modules[module.__name__]
         sys.modules |= {module.__name__: known} if known else {}
-    return module.__dict__
-
-
-def _imported(path: Path) -> set[str]:
-    """Names that the file takes from elsewhere."""
-    imports = [node for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.Import | ast.ImportFrom)]
-    return {alias.asname or alias.name for node in imports for alias in node.names}
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return module.__dict__, {alias.asname or alias.name for node in imports for alias in node.names}
 
 
 def _line(path: Path, error: BaseException) -> int | None:
