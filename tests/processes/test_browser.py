@@ -1,14 +1,12 @@
 """`/docs` as a real browser shows it."""
 
 import json
-import shutil
 
 import pytest
-from playwright.sync_api import sync_playwright
 
+from tests.support.browser import CHROMIUM, chromium
 from tools.chaos.system import ROOT, SECRET
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SPEC = json.loads((ROOT / "openapi.json").read_text())
 CREATE = "#operations-orders-createOrder"
 
@@ -20,8 +18,8 @@ def docs(embedded):
         pytest.skip("no Chromium on this machine")  # in CI a skip is a failure
     origin = f"http://127.0.0.1:{embedded(mongodb_url='memory').port}"
     asked, said = [], []
-    with sync_playwright() as playwright:
-        page = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]).new_page()
+    with chromium() as browser:
+        page = browser.new_page()
         page.on("request", lambda request: asked.append(request.url))
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
@@ -31,7 +29,6 @@ def docs(embedded):
         )
         page.goto(f"{origin}/shop/docs")
         yield page, f"{origin}/shop/", asked, said
-        page.context.browser.close()
 
 
 def test_the_docs_page_shows_every_call_and_tries_one_within_its_policy(docs):

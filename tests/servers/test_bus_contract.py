@@ -171,7 +171,7 @@ def test_publishing_never_blocks_and_what_is_too_much_is_unsent(carrier, monkeyp
     for module in (memory, publisher, spool_bus):
         monkeypatch.setattr(module, "BOUND", 20)
     if carrier.name == "rabbit":
-        bus = Rabbit(f"amqp://guest:guest@127.0.0.1:{free_port()}", DELAYS)  # nothing listens there
+        bus = unreachable()
         bus.start_publishing()
     else:
         bus = carrier.bus()
@@ -187,6 +187,7 @@ def test_publishing_never_blocks_and_what_is_too_much_is_unsent(carrier, monkeyp
 
 
 def unreachable() -> Rabbit:
+    """Nothing listens there."""
     return Rabbit(f"amqp://guest:guest@127.0.0.1:{free_port()}", DELAYS)
 
 
